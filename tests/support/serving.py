@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
-from sd35.api.protocol import bounded
+from sd35.api.protocol import protocol_with_timeout
 from sd35.engine.base import Handle
 from sd35.generation.model_pool import ModelPool
 from sd35.service.lifecycle import ServiceLifecycle
@@ -49,7 +49,8 @@ def listening(pool: ModelPool, keys: KeyStore | None = None, **settings: Any) ->
     chosen = load_settings(settings)
     service = service_of(pool, **settings)
     app = create_app(ServiceLifecycle(lambda: service, ready.set, _raise), chosen, keys, service.telemetry)
-    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.body_timeout_s), log_config=None, ws="none"))
+    protocol = protocol_with_timeout(chosen.body_timeout_s)
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol, log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -59,7 +59,7 @@ def create_app(
     telemetry: Telemetry | None = None,
     ui: UiMount | None = None,
 ) -> FastAPI:
-    """Create the application. Its lifespan opens and closes the service.
+    """Create the application. The service opens when the application starts, and closes when it stops.
 
     Args:
         lifecycle: Loads the service.
@@ -85,7 +85,7 @@ def create_app(
     app.state.received_images = BodyMemory(MAX_RECEIVED_BYTES, MAX_RECEIVED_BYTES_EACH)
     _add_routes(app, settings)
     _add_middleware(app, settings, keys, telemetry)
-    app.add_exception_handler(Sd35Error, _on_error)
+    app.add_exception_handler(Sd35Error, _on_error)  # handlers return the response to a request that raised the error
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -96,11 +96,13 @@ def create_app(
 def _lifespan(
     lifecycle: ServiceLifecycle, telemetry: Telemetry
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """Return the application's lifespan, which opens the service, and closes the service and the telemetry."""
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
         loop_watch = asyncio.create_task(telemetry.metrics.measure_loop_lag())
-        yield
+        yield  # until the application stops
         await lifecycle.close()
         loop_watch.cancel()
         await asyncio.to_thread(telemetry.tracing.close)
@@ -109,6 +111,7 @@ def _lifespan(
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
+    """Add the routes of the dialects, the service pages, the user interface and the metrics, and describe them."""
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown_parameters)])
@@ -143,6 +146,7 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: KeyStore | None, tel
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    """Answer a request that raised one of this project's errors."""
     assert isinstance(error, ApiError | Sd35Error)
     return error_response(request.scope, error if isinstance(error, ApiError) else report_error(request, error))
 
@@ -154,15 +158,20 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
         FieldError(field=str(detail["loc"][1]), got=echo(detail.get("input")), allowed=str(detail["msg"]))
         for detail in error.errors()
     ]
-    detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in errors)
+    # Not `FieldError.sentence`: FastAPI's `msg` is a sentence, such as "Input should be less than or equal to 200".
+    detail = "; ".join(f"{error.field}: got {error.got!r}; {error.allowed}" for error in errors)
     return error_response(request.scope, ApiError(422, detail, errors))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer a request for which no route exists (404) or not with this method (405).
+
+    `OPTIONS` of an existing path gets 204 and the allowed methods.
+    """
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods(request)) or headers["Allow"]
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
     detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; /docs lists all routes"
@@ -173,8 +182,8 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _methods(request: Request) -> list[str]:
-    """Return the methods of all routes that match the path. Starlette's `Allow` names those of the first route only."""
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes that match the path. Starlette's `Allow` has those of the first route only."""
     routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     scopes = [(method, {**request.scope, "method": method}) for method in ALL_METHODS]
     return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]

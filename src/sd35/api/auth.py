@@ -29,7 +29,7 @@ ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def is_open(path: str) -> bool:
-    """Return whether a path needs no API key: probes, the API's description, and the files of the user interface."""
+    """Return whether a path needs no API key: a probe, the API's description, or the user interface."""
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
@@ -43,7 +43,9 @@ def has_link(scope: Scope) -> bool:
 class AuthMiddleware:
     """ASGI middleware that authenticates callers and limits the time in which a request's body must arrive.
 
-    The `Caller` is put into the request's state. `on_error` answers errors in the format of the request's dialect.
+    It puts the `Caller` into the request's state, for `caller_of`, and adds headers about rate limits to the response.
+    Requests of open paths and signed links pass unchanged. `on_error` turns an error into a response in the format of
+    the request's dialect.
     """
 
     def __init__(
@@ -68,13 +70,13 @@ class AuthMiddleware:
         if caller.owner:
             structlog.contextvars.bind_contextvars(key=caller.owner)
 
-        async def send_limits(message: Message) -> None:
+        async def send_with_limit_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
         on_timeout = partial(_raise_timeout, self._body_timeout_s)
-        await self._app(scope, limit_body_time(receive, self._body_timeout_s, on_timeout), send_limits)
+        await self._app(scope, limit_body_time(receive, self._body_timeout_s, on_timeout), send_with_limit_headers)
 
 
 def caller_of(request: Request) -> Caller:
@@ -84,9 +86,9 @@ def caller_of(request: Request) -> Caller:
 
 
 def service_of(request: Request) -> Service:
-    """Return the service. Raises NotReady.
+    """Return the service. Raises NotReady while it is loading or closing, and after its engine has failed.
 
-    All calls during one request return the same service, even if it closes meanwhile.
+    All calls during one request return the same service, even if it starts to close after the first call.
     """
     state: dict[str, Any] = request.scope["state"]
     if "service" not in state:
@@ -97,17 +99,23 @@ def service_of(request: Request) -> Service:
 
 
 async def require_admin(request: Request) -> None:
-    """Require an administrator's key. Use as a dependency of routes. Raises NotAllowed."""
+    """Refuse users' API keys. Use as a dependency of routes for administrators. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
-        raise NotAllowed("this route needs an administrator's API key, and this key is a user's")
+        raise NotAllowed(
+            "this route needs an administrator's API key, and this key is a user's; create one with:"
+            " sd35 keys add NAME --admin"
+        )
 
 
 def _secret_in(headers: Headers) -> str | None:
+    """Return the API key that a request contains, or None."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret.strip()
-    key = headers.get("x-api-key")  # preferred to Basic credentials, which may be meant for a proxy
-    return _password(secret) if key is None and scheme.lower() == "basic" else key
+    key = headers.get("x-api-key")
+    if key is None and scheme.lower() == "basic":  # `X-Api-Key` comes first: Basic credentials may be meant for a proxy
+        return _password(secret)
+    return key
 
 
 def _password(credentials: str) -> str | None:
@@ -119,4 +127,9 @@ def _password(credentials: str) -> str | None:
 
 
 def _raise_timeout(body_timeout_s: float) -> Message:
-    raise ApiError(408, f"the body did not arrive within {body_timeout_s:g} s", headers={"Connection": "close"})
+    """Refuse a body that is late: raises ApiError with status 408. Never returns a message."""
+    detail = (
+        f"the body did not arrive within {body_timeout_s:g} s; send the request again over a faster connection,"
+        " or raise the setting body_timeout_s"
+    )
+    raise ApiError(408, detail, headers={"Connection": "close"})

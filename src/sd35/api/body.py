@@ -12,15 +12,18 @@ from starlette.requests import ClientDisconnect, Request
 from sd35.api.errors import ApiError, FieldError, echo
 
 MAX_BODY_BYTES = 1024 * 1024
-_MAX_NAMED_FIELDS = 10  # unknown fields that an error names; the rest is counted
+_MAX_NAMED_FIELDS = 10  # unknown fields that an error names; the error gives the number of the others
 INTEGER_DIGITS = 1000  # longer integers are refused without converting them, which would take too long
-_CLAUSE_END = re.compile(r"[:.](?: |$)")
+_CLAUSE_END = re.compile(r"[:.](?: |$)")  # ends the allowed values, with which a field's description begins
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def openapi_body(model: type[BaseModel], media_type: str = "application/json", **more: object) -> dict[str, Any]:
-    """Describe a body for `openapi_extra`. FastAPI cannot describe it, because this module reads the bodies."""
+    """Describe a body for FastAPI's `openapi_extra`. FastAPI cannot describe it, because this module reads the bodies.
+
+    `more` holds further keys of the OpenAPI media type, such as `examples`.
+    """
     content = {media_type: {"schema": model.model_json_schema(), **more}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -29,21 +32,26 @@ async def allow_missing_content_type(request: Request) -> None:
     """Accept JSON bodies without a `Content-Type`. Use as a dependency of routers that imitate another service.
 
     Some clients of those services do not send the header, such as Dify's tool for AUTOMATIC1111. This project's own
-    routes require it. Pages of other sites can send a body without the header, and without a CORS preflight request
-    (`fetch` with a `Blob` without a type). Only the check of `Origin` keeps them out.
+    routes require the header, because browsers then ask the server with a CORS preflight request before a page of
+    another site may send a body. Without the header there is no preflight (`fetch` with a `Blob` that has no type), and
+    only the check of `Origin` keeps such pages out.
     """
     request.state.content_type_optional = True
 
 
 async def read_json(request: Request, model: type[Body]) -> Body:
-    """Read the body as `model`. Raises ApiError with status 400, 413, 415 or 422."""
+    """Read the JSON body as `model`.
+
+    Raises ApiError like `read_unparsed_json`, `parse_object` and `validate`.
+    """
     return parse_json(await read_unparsed_json(request, MAX_BODY_BYTES), model)
 
 
 async def read_unparsed_json(request: Request, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
     """Read a JSON body without parsing it, so that the caller can parse a large one later.
 
-    For `count`, see `read_body`. Raises ApiError with status 400, 413 or 415.
+    For `max_bytes` and `count`, see `read_body`. Raises ApiError like `read_body`, and with status 415 if the body is
+    not `application/json`.
     """
     content_type = request.headers.get("content-type", "").strip()
     media_type = content_type.partition(";")[0].strip().lower()
@@ -55,34 +63,36 @@ async def read_unparsed_json(request: Request, max_bytes: int, count: Callable[[
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """Read the body as a JSON object without checking its fields. Raises ApiError with status 400, 413, 415 or 422."""
+    """Read the body as a JSON object without checking its fields.
+
+    Raises ApiError like `read_unparsed_json` and `parse_object`.
+    """
     return parse_object(await read_unparsed_json(request, MAX_BODY_BYTES))
 
 
 def parse_json(content: bytes, model: type[Body]) -> Body:
-    """Parse a body as `model`. Raises ApiError with status 400 or 422."""
+    """Parse a JSON body as `model`. Raises ApiError like `parse_object` and `validate`."""
     return validate(parse_object(content), model)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8.
 
-    Raises ApiError with status 400 if it is not JSON, or 422 if it is not an object or repeats a key.
+    Raises ApiError with status 400 if `content` is not JSON, or 422 if it is not an object or repeats a key.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object_of, parse_int=_integer_of)
     except RecursionError as error:
-        raise ApiError(400, "the body is nested too deeply") from error
+        raise ApiError(400, "the JSON is nested too deeply; send fewer levels of arrays and objects") from error
     except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
+        raise ApiError(400, f"the body is not JSON ({error}); send a JSON object in UTF-8") from error
     if not isinstance(value, dict):
-        errors = [FieldError(field="body", got=echo(value), allowed="a JSON object")]
-        raise ApiError(422, 'the body must be a JSON object, such as {"prompt": "a cat"}', errors)
+        raise ApiError.from_field(422, "body", value, 'a JSON object, such as {"prompt": "a cat"}')
     return value
 
 
 def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
-    """Validate an object as `model`. Unknown fields are invalid, unless the model has `extra="ignore"`.
+    """Return an object as a `model`. Unknown fields are invalid, unless the model has `extra="ignore"`.
 
     Raises ApiError with status 422 and a FieldError for each invalid field.
     """
@@ -90,36 +100,40 @@ def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
     known = {name: content for name, content in value.items() if name in model.model_fields}
     ignores = model.model_config.get("extra") == "ignore"
     unknown = [(name, content) for name, content in value.items() if name not in known and not ignores]
-    errors = [_unknown(name, content, model) for name, content in unknown[:_MAX_NAMED_FIELDS]]
+    errors = [_unknown_field_error(name, content, model) for name, content in unknown[:_MAX_NAMED_FIELDS]]
     if len(unknown) > _MAX_NAMED_FIELDS:
-        errors.append(_unknown("body", f"{len(unknown) - _MAX_NAMED_FIELDS} more fields", model))
+        more = f"{len(unknown) - _MAX_NAMED_FIELDS} more unknown fields"
+        errors.append(_unknown_field_error("body", more, model))
     try:
         body = model.model_validate(known, strict=True)
     except ValidationError as error:
-        # A validator can put the invalid part of a value into the error's context as `got`.
-        fields: dict[str, object] = {}
+        got_by_field: dict[str, object] = {}
         for detail in error.errors():
             field = str(detail["loc"][0])
-            fields.setdefault(field, detail.get("ctx", {}).get("got", known.get(field, "nothing")))
-        errors += [_field_error(field, got, model) for field, got in fields.items()]
+            value_or_nothing = known.get(field, "nothing")
+            # A validator can put the invalid part of a value into the error's context as `got`.
+            got_by_field.setdefault(field, detail.get("ctx", {}).get("got", value_or_nothing))
+        errors += [_invalid_field_error(field, got, model) for field, got in got_by_field.items()]
     if errors:
         raise ApiError.from_fields(422, errors)
     return body
 
 
-def _unknown(field: str, got: object, model: type[BaseModel]) -> FieldError:
+def _unknown_field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:
+    """Return the error of an unknown field. It names the known fields, except those that exist only to be refused."""
     fields = [name for name, known in model.model_fields.items() if known.annotation is not type(None)]
     return FieldError(field=echo(field), got=echo(got), allowed=f"only {', '.join(fields)}")
 
 
-def _field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:
+def _invalid_field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:
+    """Return the error of a known field. Its allowed values are the beginning of the field's description."""
     allowed, *_ = _CLAUSE_END.split(model.model_fields[field].description or "")
     assert allowed, f"{model.__name__}.{field}: its description must begin with the allowed values"
     return FieldError(field=field, got=echo(got), allowed=allowed)
 
 
 async def read_body(request: Request, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
-    """Read the body unparsed.
+    """Return the bytes of the body.
 
     Args:
         request: The request.
@@ -154,16 +168,17 @@ async def read_body(request: Request, max_bytes: int, count: Callable[[int], Non
     return bytes(content)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object from its keys and values. Raises ApiError with status 422 if a key is repeated."""
     value: dict[str, Any] = {}
     for key, content in pairs:
         if key in value:
             error = FieldError(field=echo(key), got="two values", allowed="one value")
-            raise ApiError(422, f"{echo(key)!r} is given twice", [error])
+            raise ApiError(422, f"{echo(key)!r} is given twice; send it once", [error])
         value[key] = content
     return value
 
 
-def _integer(digits: str) -> int | Decimal:
-    """Convert an integer. One with too many digits becomes a Decimal, which is fast and which no field accepts."""
+def _integer_of(digits: str) -> int | Decimal:
+    """Convert a JSON integer. With too many digits, it becomes a Decimal: that is fast, and no field accepts it."""
     return int(digits) if len(digits.lstrip("-")) <= INTEGER_DIGITS else Decimal(digits)

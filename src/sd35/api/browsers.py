@@ -36,9 +36,10 @@ class AllowedHosts:
     """
 
     def __init__(self, names: Sequence[str], public_url: str | None = None) -> None:
-        public = (urlsplit(public_url).hostname or "") if public_url else ""
+        public = urlsplit(public_url or "").hostname or ""
         self._any = "*" in names
         self._names = {"localhost", _normalise(public), *map(_normalise, names)} - {""}
+        # "*.example.com" becomes ".example.com".
         self._endings = (".localhost", *(_normalise(name[1:]) for name in names if name.startswith("*.")))
 
     def error(self, headers: Headers) -> HostNotAllowed | None:
@@ -53,6 +54,7 @@ class AllowedHosts:
         return HostNotAllowed(", ".join(sent))
 
     def _allows(self, header: str) -> bool:
+        """Return whether the value of one `Host` header names an allowed host."""
         parsed = parse_host_header(_ZONE.sub("", header))
         if parsed is None:
             return False
@@ -74,13 +76,14 @@ class AllowedOrigins:
     def error(self, headers: Headers, scheme: str) -> OriginNotAllowed | None:
         """Return the error of a request with these headers, or None if no page of another origin sent it.
 
-        `scheme` is the scheme of the URL that the client used. `Sec-Fetch-Site: same-origin` is sufficient, so that a
-        proxy may rewrite `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only. For other
+        `scheme` is the scheme of the URL that the client used. `Sec-Fetch-Site: same-origin` is sufficient, because a
+        proxy may have rewritten `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only. For other
         addresses, `Origin` must match.
         """
         origin, site = headers.get("origin") or None, headers.get("sec-fetch-site")
         if self._any or site == "same-origin" or origin in self._others:
             return None
+        # With `cross-site`, an equal `Host` proves nothing: a proxy has written it, not the browser.
         if site != "cross-site" and origin in {_origin(scheme, headers.get("host", "")), self._public}:
             return None
         if origin is None and site in {None, "none"}:  # not a browser, or a URL that the user typed
@@ -91,8 +94,9 @@ class AllowedOrigins:
 class BrowserProtection:
     """ASGI middleware that refuses DNS rebinding and cross-site requests, and keeps other sites from framing pages.
 
-    A server with API keys needs neither check, because other sites do not know a key. It still refuses cross-site
-    requests that need no key, and those with HTTP Basic credentials, which the browser may have added by itself.
+    A server with API keys needs no check of most requests, because other sites do not know a key. It still refuses
+    cross-site requests that need no key, and cross-site requests with HTTP Basic credentials, because the browser may
+    have added the credentials by itself.
     """
 
     def __init__(
@@ -114,28 +118,29 @@ class BrowserProtection:
 
         async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _protect(MutableHeaders(scope=message))
+                _add_protective_headers(MutableHeaders(scope=message))
             await send(message)
 
         try:
-            await self._check(scope)
+            await self._check_host_and_origin(scope)
         except Sd35Error as error:
             response = await self._on_error(Request(scope), error)
             await response(scope, receive, send_protected)
             return
         await self._app(scope, receive, send_protected)
 
-    async def _check(self, scope: Scope) -> None:
-        """Check the host and the origin of a request.
+    async def _check_host_and_origin(self, scope: Scope) -> None:
+        """Refuse a request that another web site may have sent through the visitor's browser.
 
-        Raises HostNotAllowed, OriginNotAllowed, or StoreUnavailable if the key store does not answer.
+        Raises HostNotAllowed or OriginNotAllowed, and StoreUnavailable if the key store does not answer.
         """
         headers, path = Headers(scope=scope), get_route_path(scope)
         is_safe = scope["method"] in _SAFE_METHODS
         origin_error = None if is_safe else self._origins.error(headers, scope.get("scheme", "http"))
         if origin_error and (is_open(path) or _has_basic_credentials(headers)):
             raise origin_error
-        error = (None if path in _PROBES else self._hosts.error(headers)) or origin_error
+        host_error = None if path in _PROBES else self._hosts.error(headers)
+        error = host_error or origin_error
         if error and not await self._has_keys():  # last, because most requests do not need this lookup
             raise error
 
@@ -144,7 +149,8 @@ def _has_basic_credentials(headers: Headers) -> bool:
     return headers.get("authorization", "").lower().startswith("basic ")
 
 
-def _protect(headers: MutableHeaders) -> None:
+def _add_protective_headers(headers: MutableHeaders) -> None:
+    """Forbid browsers to guess content types, and other sites to frame HTML pages."""
     headers["X-Content-Type-Options"] = "nosniff"
     if headers.get("content-type", "").startswith("text/html"):
         headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")  # the user interface sets its own
@@ -157,6 +163,7 @@ def _origin(scheme: str, authority: str) -> str:
 
 
 def _is_address(host: str) -> bool:
+    """Return whether a host is an IP address. An IPv6 address may be in brackets."""
     try:
         ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:

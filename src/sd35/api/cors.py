@@ -34,10 +34,11 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight request, by which a browser asks whether a page may send a request."""
+        """Answer a preflight request: a browser asks whether a page of another origin may send a request."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
+        # The new body gets its own `Content-Length` and `Content-Type`.
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         request_id = structlog.contextvars.get_contextvars()["request_id"]
         reason = bytes(response.body).decode()

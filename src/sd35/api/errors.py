@@ -1,4 +1,8 @@
-"""API errors, and the formats of their responses: a dialect's own `ErrorFormat`, or else problem documents."""
+"""API errors, and the formats of their responses.
+
+A dialect is an API in the form of another service, such as OpenAI's. Its errors have its own `ErrorFormat`. All other
+errors are problem documents (RFC 9457).
+"""
 
 import json
 import math
@@ -27,6 +31,7 @@ Responses: TypeAlias = dict[int | str, dict[str, Any]]
 """Descriptions of responses by status, as in FastAPI's `responses`."""
 RETRY_AFTER = "The number of seconds to wait before trying again."
 _MAX_ECHO_CHARACTERS = 100
+_ECHO_SUFFIX_CHARACTERS = 40  # room for "... (N characters)" after a value that is cut off
 _STORE_RETRY_S = 5
 
 
@@ -47,7 +52,7 @@ class ApiError(Exception):
     """An error that is sent to the client.
 
     Attributes:
-        status: The HTTP status. A dialect's error format may replace it.
+        status: The HTTP status. The error format of a dialect may replace it.
         detail: What went wrong, and what to do.
         errors: The invalid fields.
         headers: Headers of the response.
@@ -68,12 +73,12 @@ class ApiError(Exception):
 
     @classmethod
     def from_fields(cls, status: int, errors: Sequence[FieldError]) -> "ApiError":
-        """Build an error of several fields. The detail joins their sentences."""
+        """Build the error of several invalid fields. Its detail has one sentence for each field."""
         return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
     def from_field(cls, status: int, field: str, got: object, allowed: str) -> "ApiError":
-        """Build an error of one field."""
+        """Build the error of one invalid field."""
         return cls.from_fields(status, [FieldError(field=echo(field), got=echo(got), allowed=allowed)])
 
     @classmethod
@@ -97,7 +102,7 @@ class ErrorFormat(NamedTuple):
     """The error format of a dialect.
 
     Attributes:
-        render: Returns the status and the JSON object of an error; its second argument is the id of the request.
+        render: Returns the status and the JSON object of a response. Its arguments are the error and the request's id.
         model: Describes the JSON object.
         media_type: The media type of error responses.
         challenge: The header `WWW-Authenticate` of a response with status 401.
@@ -109,22 +114,23 @@ class ErrorFormat(NamedTuple):
     challenge: str = "Bearer"
 
     def response(self, error: ApiError, request_id: str) -> Response:
-        """Build the response of an error. Its body is ASCII, so that lone surrogates of the request cannot break it."""
+        """Build the response of an error."""
         status, content = self.render(error, request_id)
         headers = error.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
+        # `json.dumps` writes ASCII, so lone surrogates that the error repeats from the request can be encoded.
         return Response(json.dumps(content, allow_nan=False), status, headers, self.media_type)
 
     def documented(self, description: str, **headers: str) -> dict[str, Any]:
         """Describe an error response in OpenAPI. `headers` maps names to descriptions."""
         return {
             "description": description,
-            "content": {self.media_type: {"schema": _inlined(self.model.model_json_schema())}},
+            "content": {self.media_type: {"schema": _inline_references(self.model.model_json_schema())}},
             "headers": openapi_headers(headers),
         }
 
     @property
     def unavailable(self) -> Responses:
-        """The description of the 503 response of all routes that need the service."""
+        """The description of the 503 response. All routes that need the service have it."""
         description = "The service is loading or closing, or a store does not answer."
         return {503: self.documented(description, **{"Retry-After": RETRY_AFTER})}
 
@@ -143,11 +149,12 @@ class Problem(BaseModel):
 
     @classmethod
     def of(cls, status: int, detail: str) -> "Problem":
-        """Build a problem without invalid fields."""
+        """Build a problem document without invalid fields."""
         return cls(title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
 def _render_problem(error: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and the problem document of an error. See `ErrorFormat.render`."""
     problem = Problem.of(error.status, error.detail).model_dump(exclude={"errors", "request_id"})
     if error.errors:
         problem["errors"] = [field.model_dump() for field in error.errors]
@@ -155,7 +162,7 @@ def _render_problem(error: ApiError, request_id: str) -> tuple[int, dict[str, An
 
 
 def report_error(request: Request, error: Sd35Error) -> ApiError:
-    """Count an error in the metrics, log it if it is a GenerationFailed, and return the error for the client."""
+    """Count an error in the metrics, and return the error for the client. A GenerationFailed is also logged."""
     if isinstance(error, GenerationFailed):
         structlog.get_logger().error("image failed", exc_info=error)
     request.app.state.telemetry.metrics.error_returned(error)
@@ -163,19 +170,26 @@ def report_error(request: Request, error: Sd35Error) -> ApiError:
 
 
 def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
-    """Return a received value in a form that is safe to send back: short scalars unchanged, everything else as text."""
-    is_safe_integer = isinstance(value, int) and abs(value) < 2**53  # booleans are integers
+    """Return a received value in a form that is safe to send back.
+
+    Booleans, null, finite floats, short text and integers below 2^53 are returned unchanged, anything else as short
+    text: "a list of 3", "an integer of 80 bits", or the beginning of a long text.
+    """
+    # Booleans are integers. JavaScript rounds integers from 2^53 on.
+    is_safe_integer = isinstance(value, int) and abs(value) < 2**53
     if value is None or is_safe_integer or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, list | dict):
-        text = f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, list):
+        text = f"a list of {len(value)}"
+    elif isinstance(value, dict):
+        text = f"an object of {len(value)}"
     elif isinstance(value, int):
         text = f"an integer of {value.bit_length()} bits"
     else:
         text = str(value)
     if len(text) <= _MAX_ECHO_CHARACTERS:
         return text
-    return f"{text[: _MAX_ECHO_CHARACTERS - 40]}… ({len(text)} characters)"
+    return f"{text[: _MAX_ECHO_CHARACTERS - _ECHO_SUFFIX_CHARACTERS]}… ({len(text)} characters)"
 
 
 def openapi_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
@@ -183,13 +197,17 @@ def openapi_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in descriptions.items()}
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Replace the references in a schema by their definitions, which the OpenAPI description does not contain."""
+def _inline_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema with the definitions in place of the references to them.
+
+    The OpenAPI description of the API does not contain these definitions.
+    """
     definitions = schema.pop("$defs", {})
 
     def inline(part: Any) -> Any:  # noqa: ANN401  any JSON value
+        """Return a part of the schema without references."""
         if isinstance(part, list):
-            return [inline(each) for each in part]
+            return [inline(item) for item in part]
         if not isinstance(part, dict):
             return part
         if reference := part.get("$ref"):

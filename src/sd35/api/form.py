@@ -13,10 +13,11 @@ from sd35.threads import PARSING
 
 MAX_FORM_BYTES = 10 * 1024 * 1024
 MAX_PARTS = 50
-_TRANSFER_ENCODINGS = {b"", b"7bit", b"8bit", b"binary"}
+_TRANSFER_ENCODINGS = {b"", b"7bit", b"8bit", b"binary"}  # those that leave the text of a part unchanged
 _INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
 
+# Convert the text of a form to a number. Other text stays as it is, and the type of the field refuses it.
 AS_INTEGER = BeforeValidator(lambda text: int(text) if isinstance(text, str) and _INTEGER.fullmatch(text) else text)
 AS_NUMBER = BeforeValidator(lambda text: float(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else text)
 
@@ -31,11 +32,12 @@ class File(NamedTuple):
 
 
 async def read_form(request: Request, model: type[Body]) -> Body:
-    """Read the body as `model`. Empty files are ignored.
+    """Read a form as a `model`. Empty files are ignored.
 
     Fields of `model` that are numbers need the annotation AS_INTEGER or AS_NUMBER, because a form contains text only.
 
-    Raises ApiError with status 400, 413, 415 or 422.
+    Raises ApiError like `read_body`, and with status 400 if the form is malformed, 415 if the body is not a form, and
+    422 if a field is invalid.
     """
     content_type = request.headers.get("content-type", "")
     boundary = boundary_of(content_type)
@@ -44,31 +46,36 @@ async def read_form(request: Request, model: type[Body]) -> Body:
         raise ApiError.from_field(415, "content-type", media_type, f"{MEDIA_TYPE} (with curl: -F prompt=...)")
     content = await read_body(request, MAX_FORM_BYTES)
     # In a thread, because a malicious form can keep the parser busy for seconds and would block other requests.
-    return validate(await PARSING.run(_values, content, boundary), model)
+    return validate(await PARSING.run(_parse_values, content, boundary), model)
 
 
-def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:
-    """Return the parts by name. Raises ApiError with status 400 (a malformed form) or 422 (an invalid part)."""
+def _parse_values(content: bytes, boundary: bytes) -> dict[str, str | File]:
+    """Return the value of each field, by name.
+
+    Raises ApiError with status 400 if the form is malformed, or 422 if a field is repeated or is not text.
+    """
     values: dict[str, str | File] = {}
     try:
         reader = FormReader(boundary, MAX_PARTS)
         reader.write(content)
         parts = [(part.required_option(b"name"), part) for part in reader.finish()]
     except FormParserError as error:
-        raise ApiError(400, f"the body is not {MEDIA_TYPE}: {error}") from error
+        raise ApiError(400, f"the body is not valid {MEDIA_TYPE}: {error}") from error
     for name, part in parts:
         if part.option(b"filename") is not None and not part.content:
-            continue  # with the library requests, clients add files={"none": ""} to make the body multipart
+            continue  # clients that use the library requests add files={"none": ""}, so that it sends a multipart body
         if name in values:
             raise ApiError.from_field(422, name, "two values", "one value")
-        values[name] = _value(name, part)
+        values[name] = _value_of(name, part)
     return values
 
 
-def _value(name: str, part: Part) -> str | File:
+def _value_of(name: str, part: Part) -> str | File:
+    """Return the text of a part, or the size of its file. Raises ApiError with status 422 if it is not UTF-8 text."""
     encoding = part.headers.get(b"content-transfer-encoding", b"").lower()
     if encoding not in _TRANSFER_ENCODINGS:
-        raise ApiError.from_field(422, name, encoding.decode("latin-1"), "no content-transfer-encoding")
+        got = f"content-transfer-encoding {encoding.decode('latin-1')}"
+        raise ApiError.from_field(422, name, got, "text in UTF-8 without that header")
     if part.option(b"filename") is not None:
         return File(len(part.content))
     try:

@@ -36,10 +36,12 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-FILE_CONTENT: dict[str, Any] = {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}
+FILE_CONTENT: dict[str, Any] = {
+    file_format.media_type: {"schema": {"type": "string", "format": "binary"}} for file_format in Format
+}
 IMAGE_HEADERS = {
     "X-Sd35-Seed": "The seed of the image, also if the service chose it.",
-    "X-Sd35-Digest": "The identity of the image: the SHA-256 of its canonical request.",
+    "X-Sd35-Digest": "The identity of the image: the SHA-256 of its complete request.",
     "X-Sd35-Model": "The name of the model, percent-encoded if it is not ASCII.",
     "X-Sd35-Time-Ms": "Milliseconds from the acceptance of the request to the stored file. 0 for a cached image.",
     "X-Sd35-Generated-Size": "The size at which the image was generated, such as `128x128`. Only if it was enlarged.",
@@ -55,7 +57,7 @@ IMAGE_HEADERS = {
 
 
 def image_response(description: str, headers: Mapping[str, str], **content: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Describe an image response for OpenAPI. `content` adds other bodies, by media type."""
+    """Describe an image response for OpenAPI. `content` adds descriptions of other bodies, by media type."""
     return {
         "description": description,
         "content": {**FILE_CONTENT, **content},
@@ -80,15 +82,16 @@ def errors_of_generation(error_format: ErrorFormat) -> Responses:
 def job_specs_of(
     request: Request, body: BaseModel, params: Sequence[GenerationParams], idempotency_key: str | None
 ) -> list[JobSpec]:
-    """Resolve parameters into one job spec for each image.
+    """Return a job spec for each image: its complete request, its owner and its idempotency key.
 
-    An idempotency key can be used again only with an equal `body`.
+    `params` has one item for each image. An idempotency key can be used again only with an equal `body`.
 
-    Raises NotReady, UnknownModel or InvalidRequest.
+    Raises NotReady like `service_of`, UnknownModel if the model is not served, or InvalidRequest if the model cannot
+    generate an image.
     """
     pool, owner = service_of(request).pool, caller_of(request).owner
     body_digest = "" if idempotency_key is None else _digest_of(body)
-    requests = [pool.resolve(each) for each in params]
+    requests = [pool.resolve(image_params) for image_params in params]
     keys = _idempotency_keys(idempotency_key, len(requests))
     return [
         JobSpec(image_request, owner, idempotency_key=key, body_digest=body_digest)
@@ -102,7 +105,7 @@ async def running_batch(
 ) -> AsyncIterator[Batch]:
     """Generate the images of a call. The end of the block cancels images that are not done.
 
-    Raises TooMany or NotAllowed if the call exceeds the caller's limits.
+    For `on_step` and `previews`, see `Batch`. Raises TooMany or NotAllowed if the call exceeds the caller's limits.
     """
     service, caller = service_of(request), caller_of(request)
     first = job_specs[0].request
@@ -118,25 +121,25 @@ async def running_batch(
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
     """Generate all images of a call. Cancel them if the client disconnects.
 
-    Raises ClientDisconnect, and the errors of `running_batch` and `Batch.outcomes`.
+    Raises ClientDisconnect, and the errors of `running_batch` and `Batch.results`.
     """
     async with running_batch(request, job_specs) as batch:
-        results = await unless_disconnected(request, batch.results())
-    return [result for result in results if result]
+        results = await wait_while_connected(request, batch.results())
+    return [result for result in results if result]  # a skipped image is None, and nothing skips images of this call
 
 
-async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
-    """Await `work`. If the client disconnects first, cancel it and raise ClientDisconnect.
+async def wait_while_connected(request: Request, work: Awaitable[Result]) -> Result:
+    """Return the result of `work`. If the client disconnects first, cancel `work` and raise ClientDisconnect.
 
-    Read the body of the request before.
+    Call this after the body of the request was read, because it consumes the messages after the body.
     """
-    connection = asyncio.timeout(None)  # made to expire when the client disconnects, so that `work` needs no task
+    connection = asyncio.timeout(None)  # expires when the client disconnects, so that `work` needs no task of its own
     watcher = asyncio.ensure_future(_expire_on_disconnect(request, connection))
     try:
         async with connection:
             return await work
     except TimeoutError as error:
-        if not connection.expired():
+        if not connection.expired():  # `work` itself raised it
             raise
         raise ClientDisconnect from error
     finally:
@@ -144,6 +147,7 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
 
 
 async def _expire_on_disconnect(request: Request, connection: asyncio.Timeout) -> None:
+    """Wait until the client disconnects, then let `connection` expire."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     connection.reschedule(asyncio.get_running_loop().time())
@@ -172,7 +176,7 @@ def image_headers(result: GenerationResult) -> dict[str, str]:
         headers["X-Sd35-Content-Filtered"] = "true"
     if result.unstored:
         headers["X-Sd35-Stored"] = "false"
-    if maker := result.maker:
+    if maker := result.maker:  # None for a blurred image
         if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
             headers["X-Sd35-Generated-Size"] = f"{maker.drawn_width}x{maker.drawn_height}"
         if maker.cut_off:
@@ -181,13 +185,17 @@ def image_headers(result: GenerationResult) -> dict[str, str]:
 
 
 def _digest_of(body: BaseModel) -> str:
-    """Return the SHA-256 of a body. Canonical JSON cannot represent all integers of bodies, so it is not used."""
+    """Return the SHA-256 of a body's JSON, in hexadecimal."""
+    # Not of canonical JSON (RFC 8785), which cannot represent integers above 2^53.
     return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _idempotency_keys(key: str | None, count: int) -> list[str | None]:
-    """Return a key for each image of a call. Keys are unique to the call, and at most 255 characters long."""
+    """Return an idempotency key for each image of a call with the idempotency key `key`.
+
+    The first image gets `key` itself. Others get its hash and their index, which stays below 256 characters.
+    """
     if key is None:
         return [None] * count
-    rest = hashlib.sha256(key.encode()).hexdigest()
-    return [key, *(f"{rest}/{index}" for index in range(1, count))]
+    key_digest = hashlib.sha256(key.encode()).hexdigest()
+    return [key, *(f"{key_digest}/{index}" for index in range(1, count))]

@@ -6,7 +6,7 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
-from sd35.api.protocol import bounded
+from sd35.api.protocol import protocol_with_timeout
 from sd35.api.ui_mount import UiMount
 from sd35.errors import InvalidSetting
 
@@ -31,15 +31,15 @@ def server_config(
 
     Args:
         app: The application.
-        body_timeout_s: The time in which the head of a request must arrive.
-        shutdown_s: The time for clients to read their last response.
+        body_timeout_s: The seconds in which the head of a request must arrive. The application limits bodies itself.
+        shutdown_s: The seconds that clients have to read their last response when the server stops.
         root_path: The path under which a reverse proxy serves the application.
         proxy_headers: Whether to trust the `X-Forwarded-...` headers of local clients.
     """
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=bounded(body_timeout_s),
+        http=protocol_with_timeout(body_timeout_s),
         ws="none",
         log_config=None,
         access_log=False,
@@ -58,9 +58,10 @@ def listen(host: str, port: int) -> socket.socket:
     except UnicodeError as error:
         raise InvalidSetting(f"--host: got {host!a}; allowed: an address or a host name") from error
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)  # uvicorn's default backlog
     except OSError as error:
-        # The text of other errors, such as unknown hosts, ends with the address in parentheses.
+        # Unknown hosts have negative error numbers, which `os.strerror` does not know. `create_server` appends
+        # "(while attempting to bind on address ...)" to the text of every error.
         text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
         reason = text.partition(" (while ")[0]
         raise InvalidSetting(
@@ -69,7 +70,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Return the URL under which this machine reaches a listening socket."""
+    """Return the URL under which this machine reaches a listening socket.
+
+    A socket that listens on all addresses, such as 0.0.0.0, is reached under the loopback address.
+    """
     host, port = listener.getsockname()[:2]
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    name = f"[{host}]" if ":" in host else host  # URLs have IPv6 addresses in brackets
     return f"http://{name}:{port}"

@@ -24,7 +24,11 @@ router = APIRouter(prefix=PATH, tags=["images"])
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The identity of the image, as in `X-Sd35-Digest`.")]
 OutputFormat = Annotated[Format | None, Query(description="The format of the file. Default: by `Accept`, else png.")]
 Metadata = Annotated[
-    bool, Query(description="Whether the file contains the record of its generation, if the service allows it.")
+    bool,
+    Query(
+        description="Whether the file contains its request and the versions that generated it. Ignored if the setting"
+        " `keep_metadata` is false: then files have no metadata."
+    ),
 ]
 
 
@@ -68,9 +72,10 @@ async def get(
     image = await service.image(digest, visible_to, may_redirect=file_format is Format.PNG and has_metadata)
     if image is None:
         raise _not_found(digest)
-    if isinstance(image, str):
+    if isinstance(image, str):  # the URL of the file in the object store
         return RedirectResponse(image, 307, {"Cache-Control": "no-store"})
     content = await encode_async(image, file_format, has_metadata=has_metadata)
+    # The tag contains the length, because another version of the encoder may write another file.
     etag = f'"{digest[:32]}-{file_format}{"" if has_metadata else "-bare"}-{len(content)}"'
     part = answer(content, etag, request.headers)
     headers = {**part.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
@@ -115,9 +120,10 @@ def file_parameters(file_format: Format | None, *, has_metadata: bool) -> list[t
 
 
 def _visible_to(request: Request, service: Service) -> str | None:
-    """Return the owner whose images the request may see, or None for all images, as with a valid link.
+    """Return the owner whose images the request may see, or None for images of all owners.
 
-    Raises LinkRefused if the link is not valid.
+    The request of an administrator, or with a valid link, may see images of all owners. Raises LinkRefused if a link is
+    expired or has a wrong signature.
     """
     if not has_link(request.scope):
         return caller_of(request).visible_to
@@ -126,4 +132,4 @@ def _visible_to(request: Request, service: Service) -> str | None:
 
 
 def _not_found(digest: str) -> ApiError:
-    return ApiError.from_field(404, "digest", digest, "the digest of one of your images")
+    return ApiError.from_field(404, "digest", digest, "the digest of one of your images, as in X-Sd35-Digest")

@@ -39,7 +39,7 @@ class JobBody(Txt2Img):
     webhook: str | None = Field(
         None,
         max_length=2000,
-        description="an https URL: the service sends it the job in a signed request when the job has ended."
+        description="an https URL: when the job has ended, the service sends the job to this URL in a signed request."
         " Omitted or null: no webhook.",
     )
 
@@ -48,7 +48,7 @@ class ImageView(BaseModel):
     """The image of a job."""
 
     digest: str = Field(description="The identity of the image, as in `/v1/artifacts/{digest}`.")
-    url: str = Field(description="The path of the file, in the format and with or without metadata, as requested.")
+    url: str = Field(description="The path of the file, with the format and the metadata that the job requested.")
     cached: bool = Field(description="Whether another request for the same image generated it.")
     content_filtered: bool = Field(description="Whether the content filter blurred the image.")
 
@@ -62,7 +62,7 @@ class JobView(BaseModel):
     started_at: datetime | None = Field(None, description="When the generation of the image began.")
     ended_at: datetime | None = Field(None, description="When the job ended.")
     queue_position: int | None = Field(None, description="The number of jobs ahead of a queued job, else null.")
-    request: dict[str, Any] = Field(description="The complete request, including defaults and a random seed.")
+    request: dict[str, Any] = Field(description="The complete request: the job's fields, defaults, and the seed.")
     image: ImageView | None = Field(None, description="The image of a job that succeeded, else null.")
     error: Problem | None = Field(None, description="Why the job failed, else null.")
 
@@ -77,12 +77,12 @@ class JobPage(BaseModel):
 
 def job_body(store: JobStore, job_id: str) -> bytes | None:
     """Return the body of a webhook request, or None if the job was deleted."""
-    job = store.get(job_id, None)
+    job = store.get(job_id, None)  # None: whoever owns it
     return job_view(job).model_dump_json(exclude_none=True).encode() if job else None
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:
-    """Return a job in the form that the API and webhooks send."""
+    """Return a job in the form that the API and webhooks send. `queue_position` is the number of jobs ahead of it."""
     image = error = None
     if result := job.result:
         image = ImageView(
@@ -97,8 +97,8 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
         id=job.id,
         status=job.status,
         created_at=datetime.fromtimestamp(job.created_s, UTC),
-        started_at=_time(job.started_s),
-        ended_at=_time(job.ended_s),
+        started_at=_utc_time(job.started_s),
+        ended_at=_utc_time(job.ended_s),
         queue_position=queue_position,
         request=json.loads(job.spec.request.canonical),
         image=image,
@@ -118,7 +118,7 @@ async def visible_job(request: Request, job_id: JobId) -> Job:
     """
     job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).visible_to)
     if job is None:
-        raise ApiError.from_field(404, "job_id", job_id, "the id of one of your jobs")
+        raise ApiError.from_field(404, "job_id", job_id, "the id of one of your jobs, as in GET /v1/jobs")
     return job
 
 
@@ -160,7 +160,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     structlog.contextvars.bind_contextvars(job=job.id)
     note(job=job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    (view,) = await _views([job], service)
+    (view,) = await _job_views([job], service)
     return view
 
 
@@ -174,15 +174,16 @@ async def page(
     """Return the jobs of the calling key. An administrator's key gets all jobs."""
     service = service_of(request)
     visible_to = caller_of(request).visible_to
+    # One job more than the page holds: if it exists, there is a next page.
     jobs = await STORES.run(service.jobs.store.page, visible_to, status or [], cursor, limit + 1)
     next_cursor = str(jobs[limit - 1].number) if len(jobs) > limit else None
-    return JobPage(data=await _views(jobs[:limit], service), next_cursor=next_cursor)
+    return JobPage(data=await _job_views(jobs[:limit], service), next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", summary="Get a job", responses=_NOT_FOUND)  # noqa: FAST003  `visible_job` takes it
 async def get(request: Request, job: VisibleJob) -> JobView:
     """Return a job with its queue position if it is queued, and with the URL of its image if it succeeded."""
-    (view,) = await _views([job], service_of(request))
+    (view,) = await _job_views([job], service_of(request))
     return view
 
 
@@ -196,7 +197,8 @@ async def delete(request: Request, job: VisibleJob) -> JobView:
     if job.status.is_end:
         await service.forget(job, visible_to)
         return job_view(job)
-    return job_view(await service.jobs.cancel(job.id, visible_to) or job)
+    cancelled = await service.jobs.cancel(job.id, visible_to)
+    return job_view(cancelled or job)  # None if another request has deleted the job meanwhile
 
 
 @router.get(
@@ -214,18 +216,20 @@ async def events(
         Header(ge=0, lt=2**31, description="The id of the last event that the client received. Later events follow."),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream the job's progress as server-sent events, whose data are JSON.
+    """Stream the job's progress as server-sent events. The data of an event is a JSON object.
 
-    `queued` has `queue_position`. `running` has `step`, `steps`, `seconds_left` (null if unknown), and `preview` if
-    requested: a data URL of a PNG file. `succeeded`, `failed` or `cancelled` has the job, and ends the stream.
+    An event `queued` has `queue_position`. An event `running` has `step`, `steps` and `seconds_left` (null if unknown).
+    With the parameter `preview`, it can also have `preview`: a data URL of a PNG file. An event `succeeded`, `failed`
+    or `cancelled` has the job, and ends the stream.
     """
-    after = -1 if last_event_id is None else last_event_id
+    after = -1 if last_event_id is None else last_event_id  # -1 is before the first event
     async for event in service_of(request).jobs.events(job, after, previews=preview):
-        yield await asyncio.to_thread(wire_event, event, has_preview=preview)  # a content filter may inspect a preview
+        # In a thread: rendering a preview takes CPU time, and the content filter that inspects it may block.
+        yield await asyncio.to_thread(wire_event, event, has_preview=preview)
 
 
 def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
-    """Return a job's event in the form that the API sends."""
+    """Return a job's event in the form that the API sends. `has_preview` adds the preview of the event, if any."""
     data: dict[str, Any] = {"status": event.status}
     if event.job:
         data = job_view(event.job).model_dump(mode="json", exclude_none=True)
@@ -241,16 +245,17 @@ def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
 
 
 def _file_url(spec: JobSpec, digest: str) -> str:
-    """Return the path and query of the file that a job requested."""
-    file_format = None if spec.format is Format.PNG else spec.format
+    """Return the path and query of the image of a job, in the format that the job requested."""
+    file_format = None if spec.format is Format.PNG else spec.format  # PNG is the default of the route
     parameters = urlencode(file_parameters(file_format, has_metadata=spec.has_metadata))
     return f"{PATH}/{digest}?{parameters}".removesuffix("?")
 
 
-async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:
+async def _job_views(jobs: Sequence[Job], service: Service) -> list[JobView]:
+    """Return jobs in the form that the API sends, with the queue positions of the queued jobs."""
     positions = await service.places(jobs)
     return [job_view(job, positions.get(job.id)) for job in jobs]
 
 
-def _time(seconds: float | None) -> datetime | None:
+def _utc_time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -33,7 +33,8 @@ async def metrics(request: Request) -> Response:
 class RequestMetrics:
     """ASGI middleware that counts requests and their durations.
 
-    The label is the route's template, because the number of different paths is not limited.
+    Requests are counted by the template of their route, such as `/v1/jobs/{job_id}`, because the number of different
+    paths has no limit.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -57,7 +58,7 @@ class RequestMetrics:
             try:
                 await self._app(scope, receive, send_and_note_status)
             finally:
-                route = getattr(scope.get("route"), "path_format", _OTHER)
+                route = getattr(scope.get("route"), "path_format", _OTHER)  # no route: the path does not exist
                 method = scope["method"] if scope["method"] in _METHODS else _OTHER
                 dialect = dialect_at(route)
                 name = dialect.name if dialect else _NO_DIALECT

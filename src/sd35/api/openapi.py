@@ -24,8 +24,9 @@ def describe_middleware(app: FastAPI) -> None:
             schema = generate_schema()
             schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
             for path, operations in schema["paths"].items():
-                for operation in [] if is_open(path) else operations.values():
-                    _describe_operation(operation, error_format_at(path))
+                if not is_open(path):
+                    for operation in operations.values():
+                        _describe_operation(operation, error_format_at(path))
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -33,6 +34,7 @@ def describe_middleware(app: FastAPI) -> None:
 
 
 def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) -> None:
+    """Add API keys, and the errors of the middleware in the format `error_format`, to the description of one route."""
     operation["security"] = [{name: []} for name in _SCHEMES]
     documented = error_format.documented
     errors = {
@@ -42,8 +44,8 @@ def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) ->
     }
     if "requestBody" in operation:
         errors["408"] = documented("The body did not arrive within `body_timeout_s`.")
-    responses = operation["responses"] = errors | operation["responses"]
+    responses = operation["responses"] = errors | operation["responses"]  # the route's own descriptions take precedence
     if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's format, which this app does not use
         del responses["422"]
-    status, _ = error_format.render(ApiError(422, ""), "")
+    status, _ = error_format.render(ApiError(422, ""), "")  # a dialect may use another status, such as 400
     responses.setdefault(str(status), documented("A query parameter or a header is invalid. The error names it."))

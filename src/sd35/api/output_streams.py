@@ -32,7 +32,8 @@ class NonBlockingStream(io.TextIOBase):
         self._descriptor, self._encoding = descriptor, encoding
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
-        self._lock = threading.RLock()  # a signal handler may write while its own thread does
+        # Reentrant, because a signal handler may write while it interrupts a `write` in the same thread.
+        self._lock = threading.RLock()
         self.on_drop: Callable[[], None] = lambda: None
 
     @property
@@ -60,7 +61,7 @@ class NonBlockingStream(io.TextIOBase):
             if self._backlog_bytes + len(content) > MAX_BACKLOG_BYTES:
                 self.on_drop()
                 return len(text)
-            self._backlog.extend(
+            self._backlog.extend(  # in pieces, because `_send` must not wait
                 content[start : start + _ATOMIC_BYTES] for start in range(0, len(content), _ATOMIC_BYTES)
             )
             self._backlog_bytes += len(content)
@@ -81,12 +82,13 @@ class NonBlockingStream(io.TextIOBase):
                 self._send()
 
     def _is_ready(self, within_s: float = 0) -> bool:
-        """Return whether a write would not block. Creates a poll object, because threads cannot share one."""
-        poll = select.poll()
+        """Wait at most `within_s` seconds until a write would not block. Return False if it still would."""
+        poll = select.poll()  # a new object for each call, because threads cannot share one
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(1000 * within_s))
 
     def _send(self) -> None:
+        """Write the backlog until a write would block. Drop the backlog if it cannot be written at all."""
         while self._backlog and self._is_ready():
             content = self._backlog[0]
             try:

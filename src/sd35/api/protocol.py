@@ -4,12 +4,13 @@ The head of a request has a maximum size and must arrive in time. The parser, ht
 timer runs only between requests: a client could hold a connection by sending one byte a minute, or fill the memory
 with an endless header.
 
-Pipelined requests wait as unparsed bytes until the request before them is answered. uvicorn itself parses everything it
-receives, which takes a hundred times the memory of a small request, and resumes reading after each response. Here,
-reading pauses while the unparsed bytes exceed a limit. If the request before them may generate an image, the connection
-is closed instead: while reading is paused, a disconnect goes unnoticed, and the image would be generated for nobody.
+A client may pipeline requests: send further ones before the first is answered. They wait as unparsed bytes until the
+request before them is answered. uvicorn itself parses everything it receives, which takes a hundred times the memory of
+a small request, and resumes reading after each response. Here, reading pauses while the unparsed bytes exceed a limit.
+If the request before them may generate an image, the connection is closed instead. Otherwise, a disconnect would go
+unnoticed while reading is paused, and the image would be generated for nobody.
 
-A connection whose client does not read its responses is closed after a time.
+If a client does not read its responses, its connection is closed after `STALLED_S`.
 """
 
 import asyncio
@@ -26,11 +27,12 @@ MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
 MAX_UNPARSED_BYTES = 64 * 1024
 _SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, even between two small requests
-STALLED_S = 120.0
+STALLED_S = 120.0  # a client that reads nothing for so long is disconnected
+_LONG_HEAD = f"the head of the request is too long; allowed: at most {MAX_HEAD_BYTES} bytes"
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, but reading does not resume while the connection has too many unparsed bytes."""
+    """uvicorn's flow control, except that reading stays paused while the connection has too many unparsed bytes."""
 
     is_full = False
 
@@ -44,49 +46,49 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection. A client that exceeds a limit gets a problem document, if possible, and is disconnected.
 
     Attributes:
-        body_timeout_s: The maximum time for the head of a request to arrive.
-        stalled_s: The maximum time in which the client reads nothing while bytes of a response wait to be sent.
+        head_timeout_s: The maximum number of seconds for the head of a request to arrive.
+        stalled_s: The maximum number of seconds in which the client reads nothing while bytes wait to be sent.
     """
 
-    body_timeout_s: float
+    head_timeout_s: float
     stalled_s: float = STALLED_S
 
-    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
+    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  uvicorn's own arguments
         super().__init__(*args, **more)
-        self._timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unparsed = bytearray()
         self._is_parsing = False
         self._pending_bytes = 0  # parsed since the parser last completed a head or a part of a body
-        self._error = (400, "the request is not HTTP")
+        self._error = (400, "the request is not valid HTTP/1.1")  # status and detail if the parser stops at an error
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timer of the first request's head."""
         super().connection_made(transport)
         self.flow: _Flow = _Flow(transport)
-        self._expect_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all timers."""
-        self._stop_timer()
+        self._stop_head_timer()
         self._stop_stall_timer()
         self._unparsed.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes. Bytes between requests, such as an unread body, do not keep a connection open."""
+        """Keep received bytes, and parse them unless a request before them waits for its response."""
         self._unparsed += data
         self._parse()
 
     def on_response_complete(self) -> None:
-        """Parse the next request after a response."""
+        """Parse the next request. If the connection closes, watch whether the client reads the response."""
         super().on_response_complete()
         self._parse()
         if self.transport.is_closing():
             self._watch_for_stall()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection."""
+        """Close an idle connection, and watch whether the client reads the last bytes."""
         super().timeout_keep_alive_handler()
         self._watch_for_stall()
 
@@ -104,19 +106,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start the timer of a request's head."""
         super().on_message_begin()
-        self._expect_head()
+        self._start_head_timer()
 
     def on_url(self, url: bytes) -> None:
-        """Check the length of the URL so far."""
+        """Refuse a URL that is too long. The parser may call this several times, with one part of the URL each time.
+
+        Internal: uvicorn catches the ValueError of the parser's callback and calls `send_400_response`.
+        """
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
             self._error = (414, f"the URL is too long; allowed: at most {MAX_URL_BYTES} bytes")
-            raise ValueError("the URL is too long")  # ends the parsing, and the parser calls `send_400_response`
+            raise ValueError("the URL is too long")
 
     def on_headers_complete(self) -> None:
-        """Check the size of the complete head."""
+        """Refuse a head that is too long, in the same way as `on_url`."""
         self._pending_bytes = 0
-        self._stop_timer()
+        self._stop_head_timer()
         if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._error = (431, _LONG_HEAD)
             raise ValueError("the head is too long")
@@ -132,8 +137,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(*self._error)
 
     def _parse(self) -> None:
-        """Parse received bytes up to the end of a request that is not answered yet."""
-        if self._is_parsing:  # called again by a response that ended while its request was parsed
+        """Parse received bytes up to the end of a request that is not answered yet.
+
+        Then pause reading, or close the connection, if too many unparsed bytes are left.
+        """
+        if self._is_parsing:  # a response that ends while its request is parsed calls this again
             return
         self._is_parsing = True
         try:
@@ -146,20 +154,25 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._unparsed.clear()
         was_full, self.flow.is_full = self.flow.is_full, len(self._unparsed) > MAX_UNPARSED_BYTES
-        if self.flow.is_full and self.cycle.scope["method"] not in {"GET", "HEAD"}:
-            self._disconnect("sent too many bytes after a request")
+        if self.flow.is_full and self.cycle.scope["method"] not in {"GET", "HEAD"}:  # it may generate an image
+            self._disconnect("the client sent too many bytes before it got its response")
         elif self.flow.is_full:
             self.flow.pause_reading()
         elif was_full:
             self.flow.resume_reading()
 
     def _parse_part(self, part: bytes) -> None:
+        """Parse one slice of the received bytes.
+
+        Start the timer of the next head if no request is running: uvicorn's `data_received` stops its own timer, and
+        bytes that begin no request, such as the rest of an unread body, must not keep the connection open.
+        """
         self._pending_bytes += len(part)
         super().data_received(part)
         if self._pending_bytes > MAX_HEAD_BYTES:
             self._refuse(431, _LONG_HEAD)
         elif self.cycle is None or self.cycle.response_complete:
-            self._expect_head()
+            self._start_head_timer()
 
     @property
     def _waits_for_answer(self) -> bool:
@@ -170,12 +183,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Disconnect the client if it reads nothing for `stalled_s` while bytes wait to be sent."""
         self._stop_stall_timer()
         unsent_bytes = self.transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(self.stalled_s, self._close_if_stalled, unsent_bytes)
+        self._stall_timer = self.loop.call_later(self.stalled_s, self._disconnect_if_stalled, unsent_bytes)
 
-    def _close_if_stalled(self, before_bytes: int) -> None:
+    def _disconnect_if_stalled(self, before_bytes: int) -> None:
+        """Disconnect the client if it has read nothing since `before_bytes` waited to be sent."""
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes and unsent_bytes >= before_bytes:
-            self._disconnect("does not read its response")
+            self._disconnect("the client does not read its response")
         elif unsent_bytes:
             self._watch_for_stall()
 
@@ -192,44 +206,45 @@ class BoundedProtocol(HttpToolsProtocol):
     def _address(self) -> str:
         return self.client[0] if self.client else ""
 
-    def _expect_head(self) -> None:
-        if self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(self.body_timeout_s, self._give_up)
+    def _start_head_timer(self) -> None:
+        """Start the timer of a head, unless it is running already."""
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._end_wait_for_head)
 
-    def _give_up(self) -> None:
+    def _end_wait_for_head(self) -> None:
+        """Refuse a head that has arrived only in part, or close an idle connection."""
         if self._pending_bytes:
-            self._refuse(408, f"the head of the request did not arrive within {self.body_timeout_s:g} s")
+            limit = f"{self.head_timeout_s:g} s"
+            self._refuse(408, f"the head of the request did not arrive within {limit}; send the request again")
         else:  # an idle connection: browsers open some in advance
             self.transport.close()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _refuse(self, status: int, detail: str) -> None:
+        """Log a refused request, answer with a problem document if no response has begun, and close the connection."""
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
         structlog.get_logger("sd35.access").info(
-            "request refused", status=status, client=self._address, request_id=request_id
+            "request refused", status=status, detail=detail, client=self._address, request_id=request_id
         )
         if self.cycle is None or self.cycle.response_complete:  # otherwise this would be written into another response
             headers = {"Connection": "close", "X-Request-Id": request_id}
             response = PROBLEM.response(ApiError(status, detail, headers=headers), request_id)
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(response.body)]))
-        self.transport.close()
+        self.transport.close()  # the connection stays open until the client has read the response
         self._watch_for_stall()
 
 
-_LONG_HEAD = f"the head of the request is too long; allowed: at most {MAX_HEAD_BYTES} bytes"
+def protocol_with_timeout(seconds: float) -> type[BoundedProtocol]:
+    """Return a protocol class with this `head_timeout_s`. uvicorn creates the protocols, and needs a class for that."""
 
+    class ProtocolWithTimeout(BoundedProtocol):
+        head_timeout_s = seconds
 
-def bounded(seconds: float) -> type[BoundedProtocol]:
-    """Return a protocol class that allows `seconds` for the head of a request to arrive."""
-
-    class Bounded(BoundedProtocol):
-        body_timeout_s = seconds
-
-    return Bounded
+    return ProtocolWithTimeout

@@ -22,10 +22,14 @@ async def refuse_unknown_parameters(request: Request) -> None:
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    known = [each.alias for each in get_flat_params(route.dependant) if isinstance(each.field_info, Query)]
+    parameters = get_flat_params(route.dependant)  # also headers and the parts of the path
+    known = [parameter.alias for parameter in parameters if isinstance(parameter.field_info, Query)]
     unknown = [(name, value) for name, value in request.query_params.multi_items() if name not in known]
     if not unknown:
         return
-    allowed = f"only {', '.join(known)}" if known else "no query parameters; fields belong in the body"
+    if known:
+        allowed = f"only {', '.join(known)}"
+    else:
+        allowed = "no query parameters" + ("; send fields in the body" if request.method == "POST" else "")
     errors = [FieldError(field=echo(name), got=echo(value), allowed=allowed) for name, value in unknown[:_MAX_NAMED]]
     raise ApiError.from_fields(422, errors)

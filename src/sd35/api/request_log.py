@@ -52,7 +52,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _begin(scope)
+        request_id = _assign_request_id(scope)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -62,7 +62,7 @@ class RequestLog:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        is_logged = not is_unlogged(scope)  # before the app runs, because a mount changes the route path
+        is_logged = not is_unlogged(scope)  # before the app runs, because mounted apps change the path in the scope
         started_s = time.monotonic()
         try:
             await self._app(scope, receive, send_with_id)
@@ -84,10 +84,10 @@ class RequestLog:
                 )
 
 
-def _begin(scope: Scope) -> str:
-    """Set and return the id of a request, and bind it and the trace to the log.
+def _assign_request_id(scope: Scope) -> str:
+    """Give a request its id, and return the id. Log lines of the request will contain its id and its trace.
 
-    The id is the request's `X-Request-Id` if that is valid, else random.
+    The id is the request's `X-Request-Id` if that header is valid, else random.
     """
     headers = Headers(scope=scope)
     requested = headers.get("x-request-id", "")
@@ -96,5 +96,5 @@ def _begin(scope: Scope) -> str:
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     bind_trace(headers.get("traceparent"))
-    hide_query()
+    hide_query()  # in the trace
     return request_id

@@ -59,7 +59,7 @@ class _Server(UiServer):
             config: Settings of uvicorn.
             lifecycle: The service, which is closed at the first signal.
             ui: The user interface.
-            exit_within_s: Time from the first signal to the forced end of the process.
+            exit_within_s: Seconds from the first signal to the forced end of the process.
             on_closing: Called when a service that is ready begins to close.
         """
         super().__init__(config, ui)
@@ -83,10 +83,11 @@ class _Server(UiServer):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
         """Begin to close at the first signal, and exit at the second."""
-        # uvicorn's own handler ends the process by the signal. Here, a clean end has the exit code 0.
+        # Does not call uvicorn's own handler, after which the process would end by the signal instead of exit code 0.
         if self._is_asked_to_exit:
-            os._exit(128 + sig)
+            os._exit(128 + sig)  # the exit code that shells give to a process that a signal ended
         self._is_asked_to_exit = True
+        # A thread ends the process even if the event loop hangs.
         deadline = threading.Timer(self._exit_within_s, os._exit, [1])
         deadline.daemon = True
         deadline.start()
@@ -94,12 +95,14 @@ class _Server(UiServer):
         self._loop.call_soon_threadsafe(self._begin_closing, sig)
 
     def _begin_closing(self, sig: int) -> None:
-        structlog.get_logger().info("closing", signal=signal.Signals(sig).name)
+        """Log the signal, and close the service in the background. Runs in the event loop."""
+        structlog.get_logger().info("the server is closing", signal=signal.Signals(sig).name)
         if self._lifecycle.state == "ready":
             self._on_closing()
         self._closing = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
+        """Close the service, then make uvicorn stop. End the process at once if the service is still loading."""
         if self._lifecycle.state == "loading":
             os._exit(0)  # no request is running, and loading cannot be interrupted
         try:
@@ -109,18 +112,24 @@ class _Server(UiServer):
         self.should_exit = True
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal. Clients need an API key if any keys exist; otherwise everyone may use the service.
-
-    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, GenerationFailed, StoreUnavailable.
-    """
+def _prepare_process(settings: Settings, metrics: Metrics) -> None:
+    """Set up garbage collection, output streams and logs. Warn about environment variables that are no settings."""
     gc.freeze()  # 170,000 objects of imported modules, which each full collection during loading would scan
-    startup = StartupTimes(process_age_s())
-    metrics = Metrics(settings.max_batch_rows)
     use_nonblocking_streams(metrics.output_dropped)
     configure_logs(settings.log_format)
     for name in unknown_variables():
-        structlog.get_logger().warning("this environment variable is not read", name=name)
+        structlog.get_logger().warning("this environment variable is not read: no setting has its name", name=name)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal. Clients need an API key if any keys exist; otherwise everyone may use the service.
+
+    Raises InvalidSetting, also if the address is not available, StoreUnavailable if the database does not answer, and
+    the errors of `open_model_pool`.
+    """
+    startup = StartupTimes(process_age_s())
+    metrics = Metrics(settings.max_batch_rows)
+    _prepare_process(settings, metrics)
     check_backends(settings)
     # Named checkpoints are opened first, so that an invalid one is reported at once.
     checkpoints = None if AUTO in settings.checkpoints else open_checkpoints(settings)
@@ -130,35 +139,38 @@ def serve(settings: Settings) -> None:
     listener = listen(settings.host, settings.port)
     address, host = address_of(listener), listener.getsockname()[0]
     terminal = Terminal(settings, address, host, storage.database.name, needs_key=bool(storage.database.keys.keys()))
-    terminal.loading()
+    terminal.print_loading()
 
     def load() -> Service:
+        """Load the models and create the service. Runs in a thread."""
         with startup.phase("plan"):
             opened = checkpoints or open_checkpoints(settings)
         pool = open_model_pool(settings, opened, startup, terminal.on_plan, with_fallback=True)
         service = Service(pool, storage, policy, Retention.from_settings(settings, storage.images), webhooks, telemetry)
-        # A later collection would scan all of these objects and block the event loop for 0.1 s.
+        # Without this, a later collection would scan the loaded objects and block the event loop for 0.1 s.
         gc.collect()
         gc.freeze()
         return service
 
     def on_ready() -> None:
-        if not is_console(settings.log_format):  # `terminal.ready` prints it for people
+        """Report that the server is ready, and start to load the user interface."""
+        if not is_console(settings.log_format):  # in console format, `print_ready` is enough
             phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in startup.seconds.items()}
             structlog.get_logger().info("ready", after_s=round(process_age_s(), 3), **phases)
         models = list(lifecycle.pool.models.values())
-        terminal.ready(models, process_age_s(), has_ui=ui.state != "absent", is_building=lifecycle.is_building)
+        terminal.print_ready(models, process_age_s(), has_ui=ui.state != "absent", is_building=lifecycle.is_building)
         ui.start()
 
     ui = ui_mount_of(settings, address)
     lifecycle = ServiceLifecycle(load, on_ready, lambda error: server.fail(error), startup)  # noqa: PLW0108  `server` is created below
     app = create_app(lifecycle, settings, storage.database.keys, telemetry, ui)
     exit_within_s = settings.shutdown_grace_s + _ANSWERING_S + _MARGIN_S
-    # The app itself knows the trusted proxies.
+    # `create_app` handles the headers of trusted proxies.
     config = server_config(
         app, settings.body_timeout_s, _ANSWERING_S, root_path=settings.root_path, proxy_headers=False
     )
-    server = _Server(config, lifecycle, ui, exit_within_s, terminal.stopping)
+    server = _Server(config, lifecycle, ui, exit_within_s, terminal.print_stopping)
     server.run([listener])
     if lifecycle.is_building:
-        os._exit(0)  # a thread is loading a finished build and cannot be interrupted; everything else has ended
+        # A thread that loads a finished build cannot be interrupted. Everything else has ended.
+        os._exit(0)

@@ -28,9 +28,11 @@ class Defaults(BaseModel):
 
 
 class Ranges(BaseModel):
-    """The allowed values. An array is (minimum, maximum)."""
+    """The allowed values. An array is the minimum and the maximum."""
 
-    side_px: tuple[int, int] = Field(description="Width and height in pixels. With `enlarges`, sides may be larger.")
+    side_px: tuple[int, int] = Field(
+        description="Width and height in pixels. If `enlarges` is true, sides may be larger."
+    )
     size_multiple_px: int = Field(
         default=SIZE_MULTIPLE_PX, description="Width and height are multiples of this number."
     )
@@ -46,7 +48,7 @@ class Ranges(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model in OpenAI's format (`id` to `owned_by`), with more fields of this project."""
+    """A served model. The fields `id` to `owned_by` are OpenAI's, and the others are this project's."""
 
     id: str = Field(description="The name of the model, as in the field `model` of a request.")
     object: Literal["model"] = Field(default="model", description="Always `model`.")
@@ -58,14 +60,17 @@ class ModelCard(BaseModel):
     precision: str = Field(description="The number format of the computation, such as `bfloat16`.")
     defaults: Defaults = Field(description="The model's values for fields that a request omits.")
     ranges: Ranges = Field(description="The allowed values of fields.")
-    native_pixels: int = Field(description="If `enlarges`, larger images are generated with this number of pixels.")
+    native_pixels: int = Field(
+        description="If `enlarges` is true, larger images are generated with this number of pixels, and then enlarged."
+    )
     enlarges: bool = Field(
         description="Whether images with sides above `side_px` are generated smaller at the same aspect ratio, and then"
         " enlarged."
     )
     max_sequence_length: int = Field(description="The number of tokens of a prompt that the T5 text encoder reads.")
     substitute_reason: str | None = Field(
-        description="Why `auto` serves this model instead of an SD3.5 model, and how to change that, else null."
+        description="Why the checkpoint `auto` serves this model instead of an SD3.5 model, and how to change that."
+        " Null for a model that the settings name, and for SD3.5."
     )
 
 
@@ -106,7 +111,7 @@ async def healthz(request: Request) -> Health:
 async def readyz(request: Request) -> Ready:
     """Return 200 once the models have generated a test image. Before that, and while the service closes, return 503."""
     lifecycle: ServiceLifecycle = request.app.state.lifecycle
-    return Ready(models=list(lifecycle.pool.models))
+    return Ready(models=list(lifecycle.pool.models))  # `pool` raises NotReady, which is the 503
 
 
 @router.head("/v1/models", include_in_schema=False)
@@ -118,7 +123,7 @@ async def readyz(request: Request) -> Ready:
 )
 async def models(request: Request) -> ModelList:
     """Return the served models in OpenAI's format, with the defaults and the allowed values of each."""
-    return ModelList(data=[_card(model, request) for model in service_of(request).pool.models.values()])
+    return ModelList(data=[_model_card(model, request) for model in service_of(request).pool.models.values()])
 
 
 @router.get(
@@ -129,10 +134,11 @@ async def models(request: Request) -> ModelList:
 )
 async def model(request: Request, name: ModelName) -> ModelCard:
     """Return a served model by its name or by one of its aliases."""
-    return _card(service_of(request).model(name), request)
+    return _model_card(service_of(request).model(name), request)
 
 
-def _card(model: ModelInfo, request: Request) -> ModelCard:
+def _model_card(model: ModelInfo, request: Request) -> ModelCard:
+    """Return a model in the form that the API sends. `card` is the checkpoint's file with its defaults and limits."""
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,

@@ -75,7 +75,8 @@ class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
     )
     metadata: bool = Field(
         True,  # noqa: FBT003
-        description="true or false: whether the file contains the record of its generation, if the service allows it.",
+        description="true or false: whether the file contains its request and the versions that generated it. Ignored"
+        " if the setting `keep_metadata` is false: then files have no metadata.",
     )
 
     @property
@@ -98,10 +99,10 @@ class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
         )
 
 
-_SETTINGS = {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 4.5, "seed": 7}
+_EXAMPLE = {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 4.5, "seed": 7}
 EXAMPLES = {
     "smallest": {"value": {"prompt": "a cat on a blue background"}},
-    "with settings": {"value": {"prompt": "a cat to the left of a dog", "negative_prompt": "a tree", **_SETTINGS}},
+    "with settings": {"value": {"prompt": "a cat to the left of a dog", "negative_prompt": "a tree", **_EXAMPLE}},
 }
 BODY_ERRORS: Responses = {
     400: documented("The body is not JSON."),
@@ -118,7 +119,9 @@ router = APIRouter(tags=["images"])
     response_class=Response,
     openapi_extra=openapi_body(Txt2Img, examples=EXAMPLES),
     responses={
-        200: image_response("The image. `sd35 replay` can generate a PNG file again from its record.", IMAGE_HEADERS),
+        200: image_response(
+            "The image. From the metadata of a PNG file, `sd35 replay` can generate it again.", IMAGE_HEADERS
+        ),
         **errors_of_generation(PROBLEM),
         **BODY_ERRORS,
         406: documented("`Accept` allows none of the formats."),

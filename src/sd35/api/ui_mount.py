@@ -27,7 +27,11 @@ _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#4f46e5"/>'
     '<circle cx="16" cy="16" r="7" fill="#fff"/></svg>'
 )
-_RELOAD_S = 1
+_RELOAD_S = 1  # how often the page at `/` asks again while the user interface is loading
+_UNAVAILABLE = (
+    "The user interface is not available: it is still loading, turned off by the setting `ui`, not installed"
+    " (pip install 'sd35-fp8-mirror[ui]'), or failed to load (see the server's log).\n"
+)
 _ROUTE = SimpleNamespace(path_format=PATH)  # the label in metrics for all files and streams
 
 
@@ -53,6 +57,9 @@ class UiMount:
     """ASGI app that serves the user interface once it is loaded.
 
     `load` takes seconds and runs in a thread. Without `load`, there is no user interface.
+
+    Attributes:
+        state: Whether there is a user interface, and whether it is loaded. "absent" also after it failed or was closed.
     """
 
     def __init__(self, load: Callable[[], Ui] | None = None) -> None:
@@ -70,7 +77,7 @@ class UiMount:
         """Load the user interface, and start to serve it."""
         ui = await asyncio.to_thread(load)
         await ui.start()
-        gc.freeze()  # what is loaded once need not be collected; collecting first would block the event loop
+        gc.freeze()  # later collections skip what was loaded; collecting garbage first would block the event loop
         self._ui, self.state = ui, "ready"
 
     async def close(self) -> None:
@@ -87,13 +94,14 @@ class UiMount:
         if self._ui:
             await self._ui(scope, receive, send)
         else:
-            await PlainTextResponse("The user interface is not available.", 404)(scope, receive, send)
+            await PlainTextResponse(_UNAVAILABLE, 404)(scope, receive, send)
 
     async def _open_or_log(self, load: Callable[[], Ui]) -> None:
+        """Load the user interface, or log why it cannot be loaded."""
         try:
             await self.open(load)
         except Exception:  # noqa: BLE001  the service works without it
-            structlog.get_logger().exception("the user interface cannot be loaded")
+            structlog.get_logger().exception("the user interface cannot be loaded; the API works without it")
             self.state = "absent"
 
 

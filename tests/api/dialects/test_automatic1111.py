@@ -186,7 +186,7 @@ def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(po
         ({"seed": 1.5}, "seed: got 1.5; allowed: an integer of at most 1,000 digits"),
         ({"seed": "any"}, "seed: got 'any'; allowed: an integer of at most 1,000 digits"),
         ({"n_iter": 17}, "n_iter: got 17; allowed: an integer from 1 to 16"),
-        ({"batch_size": 5, "n_iter": 4}, "n_iter: got 4; allowed: 1 to 3 with a batch_size of 5"),
+        ({"batch_size": 5, "n_iter": 4}, "n_iter: got 4; allowed: 1 to 3, because batch_size is 5"),
         ({"enable_hr": True}, "enable_hr: got True; allowed: false"),
         ({"enable_hr": "yes"}, "enable_hr: got 'yes'; allowed: false"),
         ({"steps": "8.5"}, "steps: got '8.5'; allowed: an integer from 1 to 150"),

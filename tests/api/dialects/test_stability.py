@@ -173,8 +173,8 @@ INVALID = [
     ({"prompt": "x" * 10_001}, "prompt: got 'x"),
     ({"negative_prompt": "x" * 10_001}, "negative_prompt: got 'x"),
     ({"mode": "image-to-image"}, "mode: got 'image-to-image'; allowed: text-to-image, because this server generates"),
-    ({"strength": "0.5"}, "strength: got '0.5'; allowed: omitted, because this server generates"),
-    ({"style_preset": "anime"}, "style_preset: got 'anime'; allowed: omitted; describe the style in the prompt"),
+    ({"strength": "0.5"}, "strength: got '0.5'; allowed: no value, because this server generates"),
+    ({"style_preset": "anime"}, "style_preset: got 'anime'; allowed: no value; describe the style in the prompt"),
     ({"aspect_ratio": "7:5"}, "aspect_ratio: got '7:5'; allowed: one of 16:9, 1:1, 21:9"),
     ({"model": "sd9"}, "model: got 'sd9'; allowed: mini, large"),
     ({"model": ""}, "model: got ''; allowed: a name from /v1/models"),
@@ -191,8 +191,8 @@ INVALID = [
     ({"cfg_scale": "1_0"}, "cfg_scale: got '1_0'"),
     ({"output_format": "gif"}, "output_format: got 'gif'; allowed: png, jpeg, webp or avif"),
     ({"steps": "4"}, "steps: got '4'; allowed: only prompt, negative_prompt, aspect_ratio, model, seed, cfg_scale, o"),
-    ({"image": (None, "text")}, "image: got 'text'; allowed: omitted, because this server generates"),
-    ({"image": ("a.png", FILE)}, "image: got 'a file of 14 bytes'; allowed: omitted, because this server generates"),
+    ({"image": (None, "text")}, "image: got 'text'; allowed: no value, because this server generates"),
+    ({"image": ("a.png", FILE)}, "image: got 'a file of 14 bytes'; allowed: no value, because this server generates"),
     ({"prompt": ("a.txt", FILE)}, "prompt: got 'a file of 14 bytes'; allowed: text of"),
     ({"none": ("none", FILE)}, "none: got 'a file of 14 bytes'; allowed: only prompt"),
     ({"prompt": (None, b"a \xff")}, "prompt: got 'a \ufffd'; allowed: text in UTF-8"),
@@ -233,13 +233,13 @@ BODIES = [
     (part("prompt", b"a") + part("prompt", b"b") + b"--x--\r\n", "prompt: got 'two values'; allowed: one value"),
     (part("prompt", b"a") + part("seed", b"7"), "it ends before its last boundary"),
     (part("prompt", b"a") + b"--x", "it ends before its last boundary"),
-    (part("prompt", b"a").replace(b"--x", b"--y"), "the body is not multipart/form-data"),
-    (b"prompt=a", "the body is not multipart/form-data"),
+    (part("prompt", b"a").replace(b"--x", b"--y"), "the body is not valid multipart/form-data"),
+    (b"prompt=a", "the body is not valid multipart/form-data"),
     (b"", "it ends before its last boundary"),
     (b"--x--\r\n", "prompt: got 'nothing'"),
     (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n", "a part has no name"),
     (b"--x\r\n\r\na\r\n--x--\r\n", "a part has no name"),
-    (part("prompt", b"YQ==", ENCODED) + b"--x--\r\n", "prompt: got 'base64'; allowed: no content-transfer-encoding"),
+    (part("prompt", b"YQ==", ENCODED) + b"--x--\r\n", "got 'content-transfer-encoding base64'; allowed: text in UTF-8"),
     (b"".join(part(str(n)) for n in range(MAX_PARTS + 1)) + b"--x--\r\n", "too many parts; allowed: 50"),
     (b"--x\r\n" + b"a: b\r\n" * 100 + part("prompt")[5:] + b"--x--\r\n", "Maximum header count"),
     (b"--x\r\na: " + b"b" * 10_000 + b"\r\n" + part("prompt")[5:] + b"--x--\r\n", "Maximum header size"),
@@ -309,10 +309,10 @@ def test_the_size_of_a_body_is_limited(server: str):
 def test_accept_selects_file_or_json(accept: str | None, output_format: Any, expected: tuple[Format, bool] | None):
     form = Form.model_validate({"prompt": "a cat", "output_format": output_format})
     if expected:
-        assert form.format(accept) == expected
+        assert form.choose_format(accept) == expected
     else:
         with pytest.raises(NotAcceptable):
-            form.format(accept)
+            form.choose_format(accept)
 
 
 def test_an_accept_that_allows_neither_is_refused(server: str):

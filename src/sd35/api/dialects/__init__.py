@@ -1,4 +1,4 @@
-"""The list of dialects. To add a dialect, add it to `DIALECTS`."""
+"""The list of dialects, see `Dialect`. To add a dialect, add it to `DIALECTS`."""
 
 from starlette._utils import get_route_path
 from starlette.responses import Response
@@ -22,7 +22,7 @@ def dialect_at(path: str) -> Dialect | None:
 
 
 def error_format_at(path: str) -> ErrorFormat:
-    """Return the error format of a path: that of its dialect, or else problem documents."""
+    """Return the error format of a path: the format of its dialect, or problem documents if it has no dialect."""
     dialect = dialect_at(path)
     return dialect.error_format if dialect else PROBLEM
 

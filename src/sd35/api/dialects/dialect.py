@@ -8,7 +8,7 @@ from sd35.api.errors import ErrorFormat
 
 
 class Dialect(NamedTuple):
-    """An API for clients.
+    """An API for image generation: this project's own, or an API in the form of another service, such as OpenAI's.
 
     Attributes:
         name: The name in metrics.

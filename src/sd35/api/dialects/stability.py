@@ -41,11 +41,8 @@ _JSON = "application/json"
 _MAX_SEED = 2**32 - 2
 _TEXT_ONLY = "because this server generates images from text only"
 FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
-_NAMES = {
-    413: "payload_too_large",
-    429: "rate_limit_exceeded",
-    500: "internal_error",
-}  # others: as in HTTP
+# Stability's names of errors, by status. Errors with another status have the name of the status, such as not_found.
+_NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}
 
 
 class Form(BaseModel, extra="forbid", allow_inf_nan=False):
@@ -62,7 +59,7 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
     aspect_ratio: Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"] = Field(
         "1:1",
         description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21. The image has about as many pixels as the"
-        " model's default size: for SD3.5 1344x768, 1024x1024, 1536x640, 832x1216, ...",
+        " model's default size. With SD3.5, 16:9 is 1344x768, and 1:1 is 1024x1024.",
     )
     model: Annotated[str, Field(min_length=1)] | SkipJsonSchema[None] = Field(
         None,
@@ -83,12 +80,12 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
         None, description="png, jpeg, webp or avif: the format of the file. Omitted: by `Accept`, else png."
     )
     mode: Literal["text-to-image"] = Field("text-to-image", description=f"text-to-image, {_TEXT_ONLY}.")
-    image: SkipJsonSchema[None] = Field(None, description=f"omitted, {_TEXT_ONLY}.")
-    strength: SkipJsonSchema[None] = Field(None, description=f"omitted, {_TEXT_ONLY}.")
-    style_preset: SkipJsonSchema[None] = Field(None, description="omitted; describe the style in the prompt.")
+    image: SkipJsonSchema[None] = Field(None, description=f"no value, {_TEXT_ONLY}.")
+    strength: SkipJsonSchema[None] = Field(None, description=f"no value, {_TEXT_ONLY}.")
+    style_preset: SkipJsonSchema[None] = Field(None, description="no value; describe the style in the prompt.")
 
     def to_params(self, service: Service) -> GenerationParams:
-        """Return the generation parameters of the form. Raises UnknownModel."""
+        """Return the generation parameters of the form. Raises UnknownModel if the model is not served."""
         model = service.model(self.model)
         wide, high = map(int, self.aspect_ratio.split(":"))
         width, height = aspect_size(wide, high, model.card)
@@ -98,25 +95,27 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
             width=width,
             height=height,
             guidance_scale=self.cfg_scale,
-            seed=self.seed or 1 + secrets.randbelow(_MAX_SEED),  # not 0, so that the client can request it
+            # 0 requests a random seed. The random seed is not 0 itself, so that the client can request it again.
+            seed=self.seed or 1 + secrets.randbelow(_MAX_SEED),
             model=model.name,
         )
 
-    def format(self, accept: str | None) -> tuple[Format, bool]:
-        """Return the format of the file, and whether the response is JSON that contains the file.
+    def choose_format(self, accept: str | None) -> tuple[Format, bool]:
+        """Return the format of the file, and whether the response is JSON that contains the file in base64.
 
-        The response is JSON if `accept` prefers JSON to the file. It is also JSON if `accept` gives both the same
-        weight, but names JSON and covers the file by `*/*` only, as the client library axios does by default.
+        `accept` is the request's `Accept` header. The response is JSON if the header prefers JSON to the file. It is
+        also JSON if the header gives JSON and the file the same weight, but names JSON and allows the file by `*/*`
+        only, as the client library axios does by default.
 
-        Raises NotAcceptable if `accept` allows neither.
+        Raises NotAcceptable if the header allows neither JSON nor the file.
         """
         formats = [Format(self.output_format)] if self.output_format else list(Format)
         weights = weights_of(accept)
-        file = max(format_preference(weights, each.media_type) for each in formats)
+        file = max(format_preference(weights, file_format.media_type) for file_format in formats)
         json = format_preference(weights, _JSON)
         if not (file.weight or json.weight):
-            raise NotAcceptable(accept or "", [*(each.media_type for each in formats), _JSON])
-        if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):
+            raise NotAcceptable(accept or "", [*(file_format.media_type for file_format in formats), _JSON])
+        if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):  # a narrowness of 0 is `*/*`
             return formats[0], True
         return formats[0] if self.output_format else negotiate(accept, None), False
 
@@ -128,7 +127,7 @@ class ImageResponse(BaseModel):
     finish_reason: FinishReason = Field(description="`CONTENT_FILTERED` if the content filter blurred the image.")
     seed: int = Field(description="The seed of the image, also if the service chose it.")
     model: str = Field(description="The name of the model that was used.")
-    digest: str = Field(description="The identity of the image: the SHA-256 of its canonical request.")
+    digest: str = Field(description="The identity of the image: the SHA-256 of its complete request.")
 
 
 class ErrorBody(BaseModel):
@@ -139,21 +138,22 @@ class ErrorBody(BaseModel):
     errors: list[str] = Field(description="What went wrong, each with the allowed values.")
 
 
-def _render(api_error: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
+def _render_error(api_error: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Return Stability's status and JSON object of an error. See `ErrorFormat.render`."""
     status, error = api_error.status, api_error.error
     name = _NAMES.get(status) or HTTPStatus(status).name.lower()
-    errors = [each.sentence for each in api_error.errors]
+    errors = [field_error.sentence for field_error in api_error.errors]
     # A job that ended with 422 was refused by the content filter.
     if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):
         status, name = 403, "content_moderation"
     elif status in {406, 415, 422} or isinstance(error, UnknownModel):
         status, name = 400, "bad_request"
     elif status == 404 and error is None:
-        errors = [api_error.detail, f"the only route of Stability's API is POST {_PATH}"]
+        errors = [api_error.detail, f"of Stability's API, this server has POST {_PATH} only"]
     return status, ErrorBody(id=request_id, name=name, errors=errors or [api_error.detail]).model_dump()
 
 
-_ERROR_FORMAT = ErrorFormat(_render, ErrorBody)
+_ERROR_FORMAT = ErrorFormat(_render_error, ErrorBody)
 _documented = _ERROR_FORMAT.documented
 _HEADERS = {
     "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` if the content filter blurred the image.",
@@ -193,7 +193,7 @@ async def generate_sd3(request: Request, idempotency_key: IdempotencyKey = None)
     `stability-client-user-id` and `stability-client-version`.
     """
     form = await read_form(request, Form)
-    output_format, is_json = form.format(request.headers.get("accept"))
+    output_format, is_json = form.choose_format(request.headers.get("accept"))
     service = service_of(request)
     (job_spec,) = job_specs_of(request, form, [form.to_params(service)], idempotency_key)
     (result,) = await generate(request, [replace(job_spec, format=output_format)])
@@ -202,6 +202,7 @@ async def generate_sd3(request: Request, idempotency_key: IdempotencyKey = None)
 
 
 def _response(result: GenerationResult, file: bytes, media_type: str) -> Response:
+    """Return the response of a call: the file itself, or JSON that contains the file if `media_type` is JSON."""
     request = result.request
     finish_reason: FinishReason = "CONTENT_FILTERED" if result.is_blurred else "SUCCESS"
     headers = {"finish-reason": finish_reason, "seed": str(request.seed), **image_headers(result)}

@@ -1,7 +1,8 @@
 """The bodies of AUTOMATIC1111's routes. The description of each field begins with the allowed values.
 
-All fields of AUTOMATIC1111 are here. Some have their effect. Fields without effect here are accepted at any value. The
-others are accepted only at values at which they change nothing.
+The bodies have all fields of AUTOMATIC1111. Some have the same effect as in AUTOMATIC1111. Fields that cannot change an
+image of this server are accepted at any value (`_ignored`). Fields that would change an image are accepted only at
+values that turn them off (`_only`).
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -37,6 +38,7 @@ _Count: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None,
 _Steps: TypeAlias = Annotated[fields.Steps | None, LENIENT_INTEGER]
 _Scale: TypeAlias = Annotated[fields.GuidanceScale | None, LENIENT_NUMBER]
 _Resize: TypeAlias = Annotated[Annotated[int, Field(le=0)] | None, LENIENT_INTEGER]
+# Some clients send an empty list for an empty object.
 _Settings: TypeAlias = Annotated[
     dict[str, Any] | None,
     BeforeValidator(lambda value: {} if value == [] else value),
@@ -51,19 +53,19 @@ _COUNT = (
 
 
 def _only(allowed: str, reason: str) -> Any:  # noqa: ANN401  as pydantic's Field
+    """Describe a field that would change the image. It is accepted only at the values `allowed`, which turn it off."""
     return Field(None, description=f"{allowed}: {reason}.")
 
 
 def _ignored(kind: str, reason: str) -> Any:  # noqa: ANN401  as pydantic's Field
+    """Describe a field that has no effect on this server. It is accepted at any value of its kind, such as a number."""
     return Field(None, description=f"{kind}. It has no effect: {reason}.")
 
 
-_NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
-    "there is no second pass",
-    "s_churn is 0",
-    "the server stores every image, see /v1/artifacts",
-    "images are generated from text only",
-)
+_NO_HR = "there is no second pass"
+_NO_CHURN = "s_churn is 0"
+_NOT_SAVED = "the server stores every image, see /v1/artifacts"
+_FROM_TEXT = "images are generated from text only"
 
 
 class NewOptions(BaseModel, extra="allow"):
@@ -172,10 +174,14 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     auth: Any = Field(None, exclude=True, description="any value. It has no effect: it is a setting of SillyTavern.")
 
     def check(self, *, is_strict: bool) -> None:
-        """Check fields against each other and, if `is_strict`, the sampler and schedule. Raises InvalidRequest."""
+        """Check that the call has at most `MAX_IMAGES` images, and that sampler and schedule exist if `is_strict`.
+
+        `is_strict` is the setting `strict_dialects`. Raises InvalidRequest.
+        """
         size, rounds = self.batch_size or 1, self.n_iter or 1
         if size * rounds > MAX_IMAGES:
-            raise InvalidRequest("n_iter", rounds, f"1 to {MAX_IMAGES // size} with a batch_size of {size}")
+            reason = f"because batch_size is {size} and a call has at most {MAX_IMAGES} images"
+            raise InvalidRequest("n_iter", rounds, f"1 to {MAX_IMAGES // size}, {reason}")
         if not is_strict:
             return
         sampler, scheduler = self.sampler_name or self.sampler_index or SAMPLER, self.scheduler or SCHEDULE
@@ -185,7 +191,7 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
             raise InvalidRequest("scheduler", scheduler, SCHEDULE)
 
     def to_params(self, model: str | None) -> list[GenerationParams]:
-        """Return the generation parameters of each image."""
+        """Return the generation parameters of each image. `model` is the model's name, or None for the default."""
         params = GenerationParams(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",
@@ -207,6 +213,6 @@ class ImageBody(BaseModel, extra="forbid"):
     """The body of `POST /sdapi/v1/png-info`."""
 
     image: str = Field(
-        description="an image in base64, optionally after `data:image/png;base64,`: the file to read."
-        " URLs are not accepted."
+        description="an image file in base64: the file to read. `data:image/png;base64,` may come before it."
+        " URLs of files are not accepted."
     )

@@ -18,15 +18,16 @@ class ErrorBody(BaseModel):
     errors: str = Field(description="The invalid fields, each with the value received and the allowed values.")
 
 
-def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
-    names = _NAMES if error.error else {}  # other errors come from this dialect and use its names already
-    fields = [each.model_copy(update={"field": names.get(each.field, each.field)}) for each in error.errors]
-    errors = "; ".join(each.sentence for each in fields)
+def _render_error(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
+    """Return AUTOMATIC1111's status and JSON object of an error. See `ErrorFormat.render`."""
+    names = _NAMES if error.error else {}  # errors without an Sd35Error come from this dialect and use its names
+    fields = [invalid.model_copy(update={"field": names.get(invalid.field, invalid.field)}) for invalid in error.errors]
+    errors = "; ".join(invalid.sentence for invalid in fields)
     kind = type(error.error).__name__ if error.error else "HTTPException"
     return error.status, ErrorBody(error=kind, detail=error.detail, errors=errors).model_dump()
 
 
-ERROR_FORMAT = ErrorFormat(_render, ErrorBody, challenge='Basic realm="sd35", Bearer')
+ERROR_FORMAT = ErrorFormat(_render_error, ErrorBody, challenge='Basic realm="sd35", Bearer')
 documented = ERROR_FORMAT.documented
 BODY_ERRORS: Responses = {
     400: documented("The body is not JSON."),

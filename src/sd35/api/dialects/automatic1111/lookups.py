@@ -40,7 +40,7 @@ async def samplers() -> list[SamplerItem]:
 
 @router.get("/schedulers", summary="List noise schedules")
 async def schedulers() -> list[SchedulerItem]:
-    """Return the only schedule, that of the checkpoint."""
+    """Return the only noise schedule: the checkpoint's own."""
     return [SchedulerItem()]
 
 
@@ -56,31 +56,31 @@ async def embeddings() -> dict[Literal["loaded", "skipped"], dict[str, str]]:
     return {"loaded": {}, "skipped": {}}
 
 
-async def _none() -> list[str]:
-    """Return an empty list, because the server supports none."""
+async def _list_nothing() -> list[str]:
+    """Return an empty list, because the server has none of these."""
     return []
 
 
-async def _nothing() -> None:
-    """Clients call this before or after they generate images."""
+async def _do_nothing() -> None:
+    """Do nothing. Clients call this route before or after they generate images."""
 
 
 for _name, _reason in _NO_EFFECT.items():
     router.add_api_route(
         f"/{_name}",
-        _nothing,
+        _do_nothing,
         methods=["POST"],
         summary=f"Do nothing: {_reason}",
         operation_id=f"automatic1111-{_name}",
     )
 
 for _name, _title in _EMPTY.items():
-    router.add_api_route(f"/{_name}", _none, summary=f"List {_title}", operation_id=f"automatic1111-{_name}")
+    router.add_api_route(f"/{_name}", _list_nothing, summary=f"List {_title}", operation_id=f"automatic1111-{_name}")
 
 
 @router.get("/cmd-flags", summary="Get the command-line flags")
 async def cmd_flags() -> dict[str, bool]:
-    """Return the flags `api` and `nowebui`, as an AUTOMATIC1111 that serves its API only."""
+    """Return the flags `api` and `nowebui`, like an AUTOMATIC1111 server without web pages."""
     return {"api": True, "nowebui": True}
 
 
@@ -88,11 +88,12 @@ async def cmd_flags() -> dict[str, bool]:
 async def memory(request: Request) -> Memory:
     """Return the memory of the host, and the memory of the device that runs the models."""
     status, host = service_of(request).pool.engine.status(), HostMemory()
-    ram = _bytes(host.free_bytes(), host.held_bytes())
+    ram = _memory_fields(host.free_bytes(), host.held_bytes())
     if status.is_host_memory:
         return Memory(ram=ram, cuda={"error": "models run on the CPU"})
-    return Memory(ram=ram, cuda={"system": _bytes(status.free_bytes, status.held_bytes)})
+    return Memory(ram=ram, cuda={"system": _memory_fields(status.free_bytes, status.held_bytes)})
 
 
-def _bytes(free: int, held: int) -> dict[str, int]:
-    return {"free": free, "used": held, "total": free + held}
+def _memory_fields(free_bytes: int, held_bytes: int) -> dict[str, int]:
+    """Return memory sizes in bytes under AUTOMATIC1111's names. See `Memory`."""
+    return {"free": free_bytes, "used": held_bytes, "total": free_bytes + held_bytes}

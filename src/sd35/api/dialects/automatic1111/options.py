@@ -17,13 +17,13 @@ from sd35.generation.params import find_model
 from sd35.images.infotext import HASH_CHARS
 from sd35.service.service import Service
 
-_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # the ending of a checkpoint's title
+_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a title, such as ".safetensors [0123456789]"
 router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.get("/options", summary="Get the client's settings", responses=ERROR_FORMAT.unavailable)
 async def options(request: Request) -> Options:
-    """Return the settings that clients read. A client can change its checkpoint only."""
+    """Return the settings that clients read. A client can change `sd_model_checkpoint` only."""
     service = service_of(request)
     model = find_model(service.pool.models, sessions_of(request).chosen_model(caller_of(request).client))
     return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.revision)
@@ -43,7 +43,8 @@ async def set_options(request: Request) -> None:
     """
     settings, service = read_settings(await read_object(request)), service_of(request)
     if service.policy.has_metadata and not settings.has_metadata:
-        raise InvalidRequest("enable_pnginfo", False, "true, or false in a call's override_settings")  # noqa: FBT003
+        allowed = "true in this route, or false in the field override_settings of a call"
+        raise InvalidRequest("enable_pnginfo", False, allowed)  # noqa: FBT003
     if name := served_name(settings.checkpoint, service):
         model = find_model(service.pool.models, name)
         sessions_of(request).choose_model(caller_of(request).client, model.name)
@@ -65,7 +66,7 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
 
 
 def sessions_of(request: Request) -> Sessions:
-    """Return the state of all clients."""
+    """Return the running calls and the chosen models of all clients."""
     sessions: Sessions = request.app.state.sessions
     return sessions
 
@@ -76,17 +77,21 @@ def title(model: ModelInfo) -> str:
 
 
 def served_name(requested: str | None, service: Service) -> str | None:
-    """Return the name of the model that a client requests by title, file name, hash or alias.
+    """Return the name of the model that a client requests by name, title, file name, hash or alias.
 
-    Aliases are allowed unless `strict_dialects` is set. A name that matches no model is returned unchanged.
+    None means that the client requests no model, or an alias of the default model. Aliases are allowed unless
+    `strict_dialects` is set. A name that matches no model is returned unchanged.
     """
     models, aliases = service.pool.models, service.policy.aliases
-    if not requested or requested in models:
-        return requested or None
+    if not requested:
+        return None
+    if requested in models:
+        return requested
     for name, model in models.items():
         revision = model.revision
         known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_CHARS]}]"}
         if requested in {*known, revision, revision[:HASH_CHARS]}:
             return name
-    is_exact = aliases.is_strict or requested in aliases.aliases
-    return aliases.served(requested if is_exact else _ENDING.sub("", requested), models)
+    if not aliases.is_strict and requested not in aliases.aliases:
+        requested = _ENDING.sub("", requested)
+    return aliases.served(requested, models)

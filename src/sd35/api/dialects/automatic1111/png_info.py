@@ -17,9 +17,9 @@ from sd35.threads import PARSING
 
 _MAX_BODY_BYTES = 30 * 1024 * 1024
 # Bodies are received before they wait for a parser, so that slow clients do not block others.
-MAX_RECEIVED_BYTES = 512 * 1024 * 1024
-MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # from one caller
-MAX_PARSED_IMAGES = 4  # at once; parsing an image takes four times its size in memory
+MAX_RECEIVED_BYTES = 512 * 1024 * 1024  # of all bodies that are being received or wait
+MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # of the bodies of one caller
+MAX_PARSED_IMAGES = 4  # at the same time, because parsing an image takes four times its size in memory
 _WHITESPACE = b" \t\r\n"  # the command `base64` and MIME break lines, and forms may indent them
 _TOO_MANY_IMAGES = documented(
     "The caller's rate limit is reached, or too many images are being received.", **{"Retry-After": RETRY_AFTER}
@@ -35,12 +35,13 @@ router = APIRouter(prefix="/sdapi/v1")
     responses={**BODY_ERRORS, 429: _TOO_MANY_IMAGES},
 )
 async def png_info(request: Request) -> Response:
-    """Return the generation settings that a file contains.
+    """Return the generation settings that an image file contains.
 
-    Files of this service may be PNG, JPEG, WebP or AVIF. Files of other programs need AUTOMATIC1111's text.
+    Files of this service can be PNG, JPEG, WebP or AVIF. Files of other programs have settings only if they contain
+    AUTOMATIC1111's text.
     """
     caller, state = caller_of(request), request.app.state
-    charge = caller.charge_request()  # before the large body is read
+    charge = caller.charge_request()  # before the large body is read; refunded if the body is refused
     with state.received_images.body_of(caller.client) as count:
         try:
             unparsed = await read_unparsed_json(request, _MAX_BODY_BYTES, count)
@@ -56,26 +57,30 @@ async def png_info(request: Request) -> Response:
             except ApiError:
                 charge.refund()
                 raise
-            content = await PARSING.run(_png_info, body.image)
+            content = await PARSING.run(_read_png_info, body.image)
     return Response(content, media_type="application/json")
 
 
 def _too_many_images() -> ApiError:
-    allowed = f"{MAX_RECEIVED_BYTES_EACH} bytes at once from one caller and {MAX_RECEIVED_BYTES} from all"
-    headers = {"Retry-After": "1", "Connection": "close"}
-    return ApiError(429, f"too many images are being received; allowed: {allowed}", headers=headers)
+    limits = f"{MAX_RECEIVED_BYTES_EACH} bytes at once from one caller and {MAX_RECEIVED_BYTES} from all callers"
+    detail = f"too many images are being received (allowed: {limits}); try again in 1 s"
+    return ApiError(429, detail, headers={"Retry-After": "1", "Connection": "close"})
 
 
-def _png_info(image: str) -> str:
-    """Return the JSON of the response for an image in base64. Raises ApiError with status 422."""
+def _read_png_info(image: str) -> str:
+    """Return the JSON of the response for an image file in base64.
+
+    Raises ApiError with status 422 if `image` is not base64, not an image file, or damaged.
+    """
     content = image.lstrip()
-    if content[:5].lower() == "data:":
+    if content[:5].lower() == "data:":  # a data URL
         content = content.partition(",")[2]
     try:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
-        text, others, left_out = read_infotext(base64.b64decode(encoded, validate=True))
+        text, other_texts, left_out = read_infotext(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
-        field = FieldError(field="image", got=f"{len(image)} characters", allowed="an image's file in base64")
-        raise ApiError(422, f"image: {error}; allowed: {field.allowed}", [field]) from error
+        field = FieldError(field="image", got=f"{len(image)} characters", allowed="an image file in base64")
+        detail = f"image: {len(image)} characters that cannot be read ({error}); allowed: {field.allowed}"
+        raise ApiError(422, detail, [field]) from error
     parameters = parse_infotext(text) if text else {}
-    return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()
+    return PngInfo(info=text, items=other_texts, parameters=parameters, left_out=left_out).model_dump_json()

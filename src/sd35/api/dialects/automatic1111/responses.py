@@ -49,7 +49,7 @@ class ProgressResponse(BaseModel):
     """The progress of the client's oldest running call."""
 
     progress: float = Field(default=0.0, description="The share of the steps that are done, from 0 to 1.")
-    eta_relative: float = Field(default=0.0, description="The estimated seconds left; 0 if unknown.")
+    eta_relative: float = Field(default=0.0, description="The estimated seconds until the call ends; 0 if unknown.")
     state: State = Field(default=State(), description="The state of the call.")
     current_image: str | None = Field(default=None, description="A preview of the current image: a PNG file in base64.")
     textinfo: str | None = Field(default=None, description="Always null.")
@@ -76,7 +76,7 @@ class SamplerItem(BaseModel):
 
 
 class SchedulerItem(BaseModel):
-    """The noise schedule, which is that of the checkpoint."""
+    """The noise schedule: the checkpoint's own."""
 
     name: str = Field(default=SCHEDULE.lower(), description="The name of the schedule.")
     label: str = Field(default=SCHEDULE, description="The name for people.")

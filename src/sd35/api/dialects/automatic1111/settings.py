@@ -1,8 +1,8 @@
 """AUTOMATIC1111's settings, as in `override_settings` and `POST /sdapi/v1/options`, and their effect here.
 
-Most of them concern AUTOMATIC1111's web pages and files, other samplers, img2img or other models. They cannot change an
-image that this server generates, and are accepted at any value. Settings that would change it are accepted at
-AUTOMATIC1111's default, and at values that turn something off. At other values they are refused.
+Most of the settings concern AUTOMATIC1111's web pages and files, other samplers, img2img or other models. They cannot
+change an image that this server generates, and are accepted at any value. Settings that would change an image are
+accepted at AUTOMATIC1111's default, and at values that turn something off. Their other values are refused.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/shared_options.py and the options of its built-in extensions;
 lllyasviel/stable-diffusion-webui-forge. `CLIP_stop_at_last_layers` changes nothing in Stable Diffusion 3, because its
@@ -18,7 +18,7 @@ from sd35.api.errors import ApiError, FieldError, echo
 
 _Value: TypeAlias = str | int | bool
 _CHECKPOINT, _PNG_INFO = "sd_model_checkpoint", "enable_pnginfo"
-_MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; the rest is counted
+_MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; the error gives the number of the others
 _UNKNOWN = "nothing, because AUTOMATIC1111 1.10 has no such setting"
 
 # Settings that can change an image, and values at which they change nothing. None, "" and [] are always accepted.
@@ -52,31 +52,41 @@ _CHANGES_NOTHING = frozenset(Path(__file__).with_name("settings_without_effect.t
 
 
 class Settings(NamedTuple):
-    """The settings that have an effect. `checkpoint` is None if the client names none."""
+    """The settings that have an effect.
+
+    Attributes:
+        checkpoint: The title, name or alias of a checkpoint, or None if the client names no checkpoint.
+        has_metadata: Whether image files contain their settings (`enable_pnginfo`).
+    """
 
     checkpoint: str | None
     has_metadata: bool
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Read settings. Raises ApiError with status 422, which names the settings that would change an image."""
-    allowed = {name: _allowed(name, value) for name, value in given.items()}
-    errors = [
-        FieldError(field=echo(name), got=echo(given[name]), allowed=text) for name, text in allowed.items() if text
-    ]
+    """Return the settings that have an effect.
+
+    Raises ApiError with status 422 if a setting would change an image, is unknown or has a wrong type.
+    """
+    errors = []
+    for name, value in given.items():
+        if allowed := _allowed_if_refused(name, value):
+            errors.append(FieldError(field=echo(name), got=echo(value), allowed=allowed))
     if len(errors) > _MAX_NAMED_SETTINGS:
-        more = f"{len(errors) - _MAX_NAMED_SETTINGS} more settings"
-        errors = [*errors[:_MAX_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=_UNKNOWN)]
+        more = f"{len(errors) - _MAX_NAMED_SETTINGS} more invalid settings"
+        allowed = "settings of AUTOMATIC1111 1.10, at values that do not change images"
+        errors = [*errors[:_MAX_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=allowed)]
     if errors:
         raise ApiError.from_fields(422, errors)
     checkpoint = given.get(_CHECKPOINT)
     return Settings(
-        None if is_unset(checkpoint) else str(checkpoint).strip(), as_flag(given.get(_PNG_INFO)) is not False
+        checkpoint=None if is_unset(checkpoint) else str(checkpoint).strip(),
+        has_metadata=as_flag(given.get(_PNG_INFO)) is not False,
     )
 
 
-def _allowed(name: str, value: object) -> str | None:
-    """Return the allowed values of a setting, or None if its value is allowed."""
+def _allowed_if_refused(name: str, value: object) -> str | None:
+    """Return the allowed values of a setting if its value is refused, or None if its value is accepted."""
     if name == _CHECKPOINT:
         is_name = value is None or isinstance(value, str)
         return None if is_name else "a title, name or alias of a checkpoint of /sdapi/v1/sd-models"
@@ -88,14 +98,17 @@ def _allowed(name: str, value: object) -> str | None:
     if name not in _CHANGES_IMAGE:
         return None if is_unset(value) else _UNKNOWN
     values = _CHANGES_IMAGE[name]
-    if value in (None, "", []) or any(_is_same(value, each) for each in values):
+    if value in (None, "", []) or any(_is_same(value, accepted) for accepted in values):
         return None
-    *others, last = [*(str(each).lower() if isinstance(each, bool) else str(each) for each in values), "empty"]
-    return f"{', '.join(others)} or {last}" if others else last
+    names = [str(accepted).lower() if isinstance(accepted, bool) else str(accepted) for accepted in values]
+    return f"{', '.join(names)} or empty" if names else "empty"
 
 
 def _is_same(value: object, other: _Value) -> bool:
-    """Compare a value with one of `_CHANGES_IMAGE`. Case does not matter; numbers and switches may be text."""
+    """Return whether a client's value means `other`, a value of `_CHANGES_IMAGE`.
+
+    Upper and lower case are equal. Numbers and switches may be text.
+    """
     if isinstance(other, bool):
         return as_flag(value) is other
     if isinstance(other, int):

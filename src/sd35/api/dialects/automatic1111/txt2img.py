@@ -25,7 +25,7 @@ from sd35.api.generate import (
     job_specs_of,
     preview_png,
     running_batch,
-    unless_disconnected,
+    wait_while_connected,
 )
 from sd35.api.sessions import RunningCall
 from sd35.generation.service import GenerationResult
@@ -35,7 +35,7 @@ from sd35.images.record import own_version
 from sd35.request import Request as ImageRequest
 
 IGNORED = "X-Sd35-Ignored"
-_MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is counted
+_MAX_NAMED_FIELDS = 10  # ignored fields that a response names; it gives the number of the others
 _IGNORED_HEADER = openapi_headers({IGNORED: "The fields that were ignored because AUTOMATIC1111 does not have them."})
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -48,7 +48,7 @@ router = APIRouter(prefix="/sdapi/v1")
     responses={200: {"headers": _IGNORED_HEADER}, **errors_of_generation(ERROR_FORMAT), **BODY_ERRORS, **MODEL_ERRORS},
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the images when all are done or skipped.
+    """Return the images when each is done or skipped.
 
     If the client disconnects, the images are cancelled, unless the call has an idempotency key.
     """
@@ -57,6 +57,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     is_strict = service.policy.aliases.is_strict
     body = validate(content, StrictTxt2Img if is_strict else Txt2Img)
     settings = read_settings(body.override_settings or {})
+    # Only the checkpoint: other settings do not change the image, so they must not matter for the idempotency key.
     body.override_settings = {"sd_model_checkpoint": settings.checkpoint} if settings.checkpoint else {}
     body.check(is_strict=is_strict)
     model = served_name(settings.checkpoint, service) or sessions_of(request).chosen_model(client)
@@ -66,13 +67,13 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     async with running_batch(request, job_specs, previews=True) as batch:
         call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
         with sessions_of(request).running(client, call):
-            results = await unless_disconnected(request, batch.results())
-    done = [result for result in results if result]
+            results = await wait_while_connected(request, batch.results())
+    done = [result for result in results if result]  # without skipped and interrupted images
     has_metadata = service.policy.has_metadata and settings.has_metadata
     images = []
     if body.send_images is not False:
-        images = await asyncio.to_thread(_encoded, done, has_metadata=has_metadata)
-    info = _info(body, [result.request for result in done] or [first], call)
+        images = await asyncio.to_thread(_encode_images, done, has_metadata=has_metadata)
+    info = _info_of(body, [result.request for result in done] or [first], call)
     for result in done:
         info["infotexts"].append(infotext(result.request, result.maker))
         info["extra_generation_params"] |= extras(result.request, result.maker)
@@ -90,15 +91,16 @@ async def progress(
     call = _running_call(request)
     if call is None:
         return ProgressResponse()
-    batch, latest, done = call.batch, call.latest, call.done
-    current = batch.job_specs[min(batch.current, len(batch.job_specs) - 1)].request
+    batch, latest, done_share = call.batch, call.current_progress, call.done_share
+    last_index = len(batch.job_specs) - 1
+    current_request = batch.job_specs[min(batch.current, last_index)].request  # `current` is past the last at the end
     was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
     if latest and latest.preview and not skip_current_image:
-        image = base64.b64encode(await asyncio.to_thread(preview_png, latest.preview, current)).decode()
+        image = base64.b64encode(await asyncio.to_thread(preview_png, latest.preview, current_request)).decode()
     return ProgressResponse(
-        progress=max(0.01, done),  # above 0 while the call runs, as in AUTOMATIC1111
-        eta_relative=call.took_s * (1 - done) / done if done else 0.0,
+        progress=max(0.01, done_share),  # above 0 while the call runs, as in AUTOMATIC1111
+        eta_relative=call.took_s * (1 - done_share) / done_share if done_share else 0.0,
         state=State(
             skipped=was_skipped,
             interrupted=batch.was_interrupted,
@@ -107,7 +109,7 @@ async def progress(
             job_timestamp=_timestamp(call),
             job_no=batch.current,
             sampling_step=latest.step if latest else 0,
-            sampling_steps=current.steps,
+            sampling_steps=current_request.steps,
         ),
         current_image=image,
         current_task=call.name,
@@ -130,11 +132,12 @@ async def skip(request: Request) -> None:
 
 
 def _running_call(request: Request) -> RunningCall | None:
-    return sessions_of(request).oldest(caller_of(request).client)
+    """Return the client's oldest running call, or None."""
+    return sessions_of(request).oldest_call(caller_of(request).client)
 
 
 def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return a header that names the fields that AUTOMATIC1111 does not have. Empty if the body has none."""
+    """Return the header that names the fields that AUTOMATIC1111 does not have, or no header if there are none."""
     names = [name for name in content if name not in Txt2Img.model_fields]
     if not names:
         return {}
@@ -143,13 +146,16 @@ def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
     return {IGNORED: ", ".join([*named, *more])}
 
 
-def _encoded(results: Sequence[GenerationResult], *, has_metadata: bool) -> list[str]:
-    """Return the PNG files in base64, with AUTOMATIC1111's text added or all metadata removed. Takes CPU time."""
+def _encode_images(results: Sequence[GenerationResult], *, has_metadata: bool) -> list[str]:
+    """Return the PNG files in base64. Takes CPU time: call it in a thread.
+
+    AUTOMATIC1111's text is added to the metadata of a file. Without `has_metadata`, all metadata are removed.
+    """
     files = []
     for result in results:
         if not has_metadata:
             png = without_text(result.png)
-        elif result.is_blurred:
+        elif result.is_blurred:  # such a file has no record of its generation, and gets no text either
             png = result.png
         else:
             png = with_text(result.png, KEYWORD, infotext(result.request, result.maker))
@@ -157,8 +163,11 @@ def _encoded(results: Sequence[GenerationResult], *, has_metadata: bool) -> list
     return files
 
 
-def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) -> dict[str, Any]:
-    """Return the settings of the images, named as in AUTOMATIC1111. Lists have one item for each image."""
+def _info_of(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) -> dict[str, Any]:
+    """Return the settings of the images, named as in AUTOMATIC1111. Lists have one item for each image.
+
+    The caller fills `infotexts` and completes `extra_generation_params`, because these depend on the results.
+    """
     first, subseed = requests[0], -1 if body.subseed is None else body.subseed
     return {
         "prompt": first.prompt,

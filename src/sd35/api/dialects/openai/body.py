@@ -17,7 +17,9 @@ from sd35.service.service import Service
 _MAX_IMAGES, _MAX_PARTIAL_IMAGES = 10, 3
 _MAX_QUALITY = 100
 _NO_EFFECT = "text. It has no effect."
-_QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # all others are "medium"
+_PNG_QUALITY = "100 for png files, which are lossless; for other values, set output_format to jpeg, webp or avif"
+_URL_QUALITY = "no value, because the response has URLs; set response_format to b64_json to use it"
+_LEVELS = {"low": "low", "high": "high", "hd": "high"}  # of `quality`; the level of other values is "medium"
 
 
 class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
@@ -33,7 +35,7 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
         None,
         ge=1,
         le=_MAX_IMAGES,
-        description=f"an integer from 1 to {_MAX_IMAGES}: the number of images; their seeds are consecutive."
+        description=f"an integer from 1 to {_MAX_IMAGES}: the number of images. Their seeds are consecutive."
         " Omitted or null: 1.",
     )
     size: str | None = Field(
@@ -45,7 +47,7 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         None,
         description="auto, low, medium, high, standard or hd: the number of steps. `low` is half the model's default,"
-        " `high` and `hd` are one and a half times the default, the others are the default. Omitted or null: auto.",
+        " and `high` and `hd` are one and a half times the default. The others are the default. Omitted or null: auto.",
     )
     style: Literal["vivid", "natural"] | None = Field(
         None, description="vivid or natural: it has no effect, and is refused if `strict_dialects` is set."
@@ -66,15 +68,15 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
         " Omitted or null: the default quality of the format.",
     )
     background: Literal["auto", "opaque"] | None = Field(
-        None, description="auto or opaque: it has no effect, images are opaque."
+        None, description="auto or opaque: it has no effect, because all images are opaque."
     )
     moderation: Literal["auto", "low"] | None = Field(
-        None, description="auto or low: it has no effect, the content filter always applies."
+        None, description="auto or low: it has no effect, because the content filter applies to all images."
     )
     user: str | None = Field(None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(None, description=_NO_EFFECT)
     stream: bool | None = Field(
-        None, description="true or false: whether to stream events; `n` must be 1. Omitted or null: false."
+        None, description="true or false: whether to stream events. `n` must then be 1. Omitted or null: false."
     )
     partial_images: int | None = Field(
         None,
@@ -107,13 +109,15 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
 
     @property
     def compression(self) -> int | None:
-        """The quality of the files, from 1 to 100, or None for the format's default."""
-        return None if self.output_compression is None or self.format is Format.PNG else max(1, self.output_compression)
+        """The quality of the files, from 1 to 100. None for the format's default, and for PNG files."""
+        if self.output_compression is None or self.format is Format.PNG:
+            return None
+        return max(1, self.output_compression)  # OpenAI's API allows 0, and the encoders do not
 
     @property
     def level(self) -> str:
         """The quality as responses name it: `low`, `medium` or `high`."""
-        return _QUALITIES.get(self.quality or "", "medium")
+        return _LEVELS.get(self.quality or "", "medium")
 
     @property
     def has_urls(self) -> bool:
@@ -122,31 +126,36 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
         return not self.stream and (self.response_format or default) == "url"
 
     def check(self, idempotency_key: str | None, *, is_strict: bool) -> None:
-        """Check fields against each other. Raises InvalidRequest."""
+        """Check the fields that depend on each other, on the idempotency key, or on `strict_dialects` (`is_strict`).
+
+        Raises InvalidRequest for the first field with a value that is not allowed.
+        """
         if is_strict and self.style is not None:
-            raise InvalidRequest("style", self.style, "none; describe the style in the prompt")
+            allowed = "no value, because the setting strict_dialects is on; describe the style in the prompt"
+            raise InvalidRequest("style", self.style, allowed)
         if self.num_inference_steps is not None and self.level != "medium":
-            raise InvalidRequest("quality", self.quality, "auto, medium or standard with num_inference_steps")
+            raise InvalidRequest("quality", self.quality, "auto, medium or standard if num_inference_steps is set")
         if self.format is Format.PNG and self.output_compression not in {None, _MAX_QUALITY}:
-            raise InvalidRequest("output_compression", self.output_compression, "100 with png, which is lossless")
+            raise InvalidRequest("output_compression", self.output_compression, _PNG_QUALITY)
         if self.has_urls and self.compression is not None:
-            raise InvalidRequest("output_compression", self.output_compression, "none with the response_format url")
+            raise InvalidRequest("output_compression", self.output_compression, _URL_QUALITY)
         if not self.stream and self.partial_images:
-            raise InvalidRequest("partial_images", self.partial_images, "0 without stream")
+            raise InvalidRequest("partial_images", self.partial_images, "0 if stream is not true")
         if self.stream and (self.n or 1) > 1:
-            raise InvalidRequest("n", self.n, "1 with stream")
+            raise InvalidRequest("n", self.n, "1 if stream is true")
         if self.stream and self.response_format == "url":
-            raise InvalidRequest("response_format", "url", "b64_json with stream")
+            raise InvalidRequest("response_format", "url", "b64_json if stream is true")
         if self.stream and idempotency_key is not None:
-            raise InvalidRequest("idempotency-key", idempotency_key, "none with stream")
+            raise InvalidRequest("idempotency-key", idempotency_key, "no key if stream is true")
 
     def to_params(self, service: Service) -> list[GenerationParams]:
-        """Return the generation parameters of each image. Raises UnknownModel."""
+        """Return the generation parameters of each image. Raises UnknownModel if the model is not served."""
         model = service.model(self.model)
-        default = model.card.steps
-        levels = {"low": max(1, default // 2), "high": min(default * 3 // 2, STEPS[1])}
-        steps = levels.get(self.level, self.num_inference_steps)
-        width, _, height = (self.size or "auto").partition("x")
+        default_steps = model.card.steps
+        steps_by_level = {"low": max(1, default_steps // 2), "high": min(default_steps * 3 // 2, STEPS[1])}
+        # The level medium has no steps of its own: None is the model's default.
+        steps = steps_by_level.get(self.level, self.num_inference_steps)
+        width, _, height = (self.size or "auto").partition("x")  # "auto" has no "x", so the height is empty
         params = GenerationParams(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",

@@ -29,35 +29,38 @@ class ErrorBody(BaseModel):
     error: Error = Field(description="The error.")
 
 
-def _code(field: FieldError | None) -> str | None:
-    """Return OpenAI's error code for an invalid field. The prompt is the only required field."""
+def _error_code(field: FieldError | None) -> str | None:
+    """Return OpenAI's error code for an invalid field, or None without a field."""
     if field is None:
         return None
-    if (field.field, field.got) == ("prompt", "nothing"):
+    if (field.field, field.got) == ("prompt", "nothing"):  # the only required field
         return "missing_required_parameter"
-    return "unknown_parameter" if field.allowed.startswith("only ") else "invalid_value"
+    is_unknown = field.allowed.startswith("only ")  # as `sd35.api.body` and `sd35.api.query` describe unknown fields
+    return "unknown_parameter" if is_unknown else "invalid_value"
 
 
-def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
+def _render_error(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
+    """Return OpenAI's status and JSON object of an error. See `ErrorFormat.render`."""
     status, kind, code = error.status, "invalid_request_error", None
     field = error.errors[0] if error.errors else None
     match error.error:
         case ContentRefused():
             status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
-        case UnknownModel():  # 400 as in OpenAI's API; clients take a 404 for a missing route
+        case UnknownModel():  # 400 as in OpenAI's API: clients would understand 404 as a missing route
             status, code = 400, "invalid_value"
         case _ if status == 422:
-            status, code = 400, _code(field)
+            status, code = 400, _error_code(field)
         case _ if status in _KINDS:
             kind, code = _KINDS[status]
         case _ if status >= 500:
             kind = "server_error"
     message, param = error.detail, field.field if field else None
-    if field and error.error and field.field in _PARAMS:  # errors of the dialect itself use OpenAI's names
+    # An Sd35Error may name a field of this project, such as `width`. Other errors use the names of OpenAI's fields.
+    if field and error.error and field.field in _PARAMS:
         param = _PARAMS[field.field]
         got = f"a {field.field} of {field.got}" if param == "size" else field.got
         message = f"{param}: got {got}; allowed: {field.allowed}"
     return status, {"error": Error(message=message, type=kind, param=param, code=code).model_dump()}
 
 
-ERROR_FORMAT = ErrorFormat(_render, ErrorBody)
+ERROR_FORMAT = ErrorFormat(_render_error, ErrorBody)

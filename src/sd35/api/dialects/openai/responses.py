@@ -30,7 +30,7 @@ class Usage(BaseModel):
 
     input_tokens: int = Field(description="The tokens of the prompt, as the T5 text encoder counts them.")
     input_tokens_details: InputTokens = Field(description="The tokens of the prompt, and of input images.")
-    output_tokens: int = Field(description="The tokens of all images: one for each 16x16 pixels.")
+    output_tokens: int = Field(description="The tokens of all images: one token for each square of 16x16 pixels.")
     total_tokens: int = Field(description="The sum of the tokens of the input and the output.")
 
 
@@ -64,18 +64,19 @@ async def url_item(request: Request, body: GenerationBody, result: GenerationRes
         raise result.unstored
     parameters = [] if body.format is Format.PNG else [("output_format", str(body.format))]
     path = f"{PATH}/{result.request.digest}"
-    links, expires_at = service_of(request).storage.links, expiry(time.time(), None)
-    return _item(result, url=links.sign(path, parameters, expires_at, str(request.base_url)))
+    links, expires_at = service_of(request).storage.links, expiry(time.time(), None)  # None is the default lifetime
+    return _image_item(result, url=links.sign(path, parameters, expires_at, str(request.base_url)))
 
 
 async def file_item(request: Request, body: GenerationBody, result: GenerationResult) -> ImageItem:
     """Return an image as a file in base64."""
     has_metadata = service_of(request).policy.has_metadata
     content = await encode_async(result.png, body.format, has_metadata=has_metadata, quality=body.compression)
-    return _item(result, b64_json=base64.b64encode(content).decode())
+    return _image_item(result, b64_json=base64.b64encode(content).decode())
 
 
-def _item(result: GenerationResult, **content: str) -> ImageItem:
+def _image_item(result: GenerationResult, **content: str) -> ImageItem:
+    """Return an image with its properties. `content` is the field `url` or `b64_json`."""
     return ImageItem(
         **content,
         seed=result.request.seed,
@@ -86,7 +87,7 @@ def _item(result: GenerationResult, **content: str) -> ImageItem:
 
 
 def common_fields(body: GenerationBody, request: ImageRequest) -> dict[str, Any]:
-    """Return the fields that all images of a response or event share."""
+    """Return the fields of a response, or of an event of a stream, that are the same for all its images."""
     size = f"{request.width}x{request.height}"
     return {"background": "opaque", "size": size, "quality": body.level, "output_format": body.format}
 
@@ -96,7 +97,8 @@ def usage_of(service: Service, results: Sequence[GenerationResult]) -> Usage | N
     tokens = service.pool.tokens_of(results[0].request)
     if tokens is None:
         return None
-    text_tokens, image_tokens = tokens[0], tokens[1] * len(results)
+    text_tokens, tokens_per_image = tokens
+    image_tokens = tokens_per_image * len(results)
     return Usage(
         input_tokens=text_tokens,
         input_tokens_details=InputTokens(text_tokens=text_tokens),

@@ -17,7 +17,7 @@ from sd35.api.dialects.openai.body import GenerationBody
 from sd35.api.dialects.openai.errors import ERROR_FORMAT
 from sd35.api.dialects.openai.responses import common_fields, file_item, usage_of
 from sd35.api.errors import report_error
-from sd35.api.generate import preview_png, running_batch, unless_disconnected
+from sd35.api.generate import preview_png, running_batch, wait_while_connected
 from sd35.engine.base import Pixels
 from sd35.errors import Sd35Error
 from sd35.generation.service import ImageProgress
@@ -37,10 +37,12 @@ EVENT_SCHEMA = {  # for `itemSchema` of OpenAPI 3.2, because `schema` would desc
 
 
 async def stream_response(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> Response:
-    """Stream the events of one image. Raises errors that come before the first event, so that they set the status."""
-    events = _events(request, body, job_specs)
+    """Return a response that streams the events of one image.
 
-    first = await unless_disconnected(request, anext(events))
+    Errors before the first event are raised, so that they set the status of the response. A later error is an event.
+    """
+    events = _generate_events(request, body, job_specs)
+    first = await wait_while_connected(request, anext(events))
 
     async def all_events() -> AsyncIterator[bytes]:
         try:
@@ -49,7 +51,7 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
                 yield event
         except Sd35Error as error:
             _, content = ERROR_FORMAT.render(report_error(request, error), "")
-            yield _event(_ERROR, content)
+            yield _format_event(_ERROR, content)
         finally:
             await events.aclose()
 
@@ -57,45 +59,54 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
     return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
 
 
-async def _events(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> AsyncGenerator[bytes, None]:
-    service, updates = service_of(request), asyncio.Queue[ImageProgress | None]()
+async def _generate_events(
+    request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]
+) -> AsyncGenerator[bytes, None]:
+    """Generate the image. Yield an event for each preview, and an event with the image."""
+    service, updates = service_of(request), asyncio.Queue[ImageProgress | None]()  # None is the end of the progress
     image_request = job_specs[0].request
     fields = common_fields(body, image_request)
     preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
-    index = 0
-    async with running_batch(
-        request, job_specs, lambda _, progress: updates.put_nowait(progress), previews=bool(preview_steps)
-    ) as batch:
+    preview_index = 0
+
+    def on_step(_: int, progress: ImageProgress) -> None:
+        updates.put_nowait(progress)
+
+    async with running_batch(request, job_specs, on_step, previews=bool(preview_steps)) as batch:
         results = asyncio.ensure_future(batch.results())
         results.add_done_callback(lambda _: updates.put_nowait(None))
         while progress := await updates.get():
-            due = {step for step in preview_steps if step <= progress.step < image_request.steps}
-            if due and progress.preview:
-                preview_steps -= due  # a restarted generation repeats its steps, but must not repeat previews
-                content = await asyncio.to_thread(_preview, progress.preview, image_request, body)
-                preview = {"b64_json": content, "partial_image_index": index}
-                yield _event(_PARTIAL, {**fields, **preview, "created_at": int(time.time())})
-                index += 1
+            due_steps = {step for step in preview_steps if step <= progress.step < image_request.steps}
+            if due_steps and progress.preview:
+                preview_steps -= due_steps  # a restarted generation repeats its steps, but must not repeat previews
+                content = await asyncio.to_thread(_encode_preview, progress.preview, image_request, body)
+                preview = {"b64_json": content, "partial_image_index": preview_index}
+                yield _format_event(_PARTIAL, {**fields, **preview, "created_at": int(time.time())})
+                preview_index += 1
         (result,) = await results
     assert result, "nothing can skip the image of a stream"
     image = await file_item(request, body, result)
     usage = usage_of(service, [result])
     usage_field = {"usage": usage.model_dump()} if usage else {}
     content_fields = {**image.model_dump(exclude_none=True), **usage_field, "model": result.request.model}
-    yield _event(_COMPLETED, {**fields, **content_fields, "created_at": int(time.time())})
+    yield _format_event(_COMPLETED, {**fields, **content_fields, "created_at": int(time.time())})
 
 
 def _preview_steps(partial_images: int, steps: int) -> set[int]:
-    """Return the steps after which a preview is sent: evenly spaced, without the last step."""
-    indices = {math.ceil(steps * (each + 1) / (partial_images + 1)) for each in range(partial_images)}
-    return indices - {steps}
+    """Return the steps after which a preview is sent: evenly spaced, without the last step.
+
+    With few steps, some previews share a step and are sent once.
+    """
+    preview_steps = {math.ceil(steps * number / (partial_images + 1)) for number in range(1, partial_images + 1)}
+    return preview_steps - {steps}
 
 
-def _preview(preview: Callable[[], Pixels], request: ImageRequest, body: GenerationBody) -> str:
+def _encode_preview(preview: Callable[[], Pixels], request: ImageRequest, body: GenerationBody) -> str:
     """Return a preview in the requested format, in base64. Takes CPU time: call it in a thread."""
     png = preview_png(preview, request)
     return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
 
 
-def _event(kind: str, data: dict[str, Any]) -> bytes:
+def _format_event(kind: str, data: dict[str, Any]) -> bytes:
+    """Return a server-sent event of this type and with this JSON data."""
     return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **data}))
