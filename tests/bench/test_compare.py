@@ -58,7 +58,7 @@ def test_different_workloads_are_compared_only_on_request(result: Result):
     with pytest.raises(InvalidSetting, match=f"{result.workload_digest}.*ffffffffffff.*--different-workloads"):
         compare(result, other)
     found = compare(result, other, different_workloads=True)
-    assert found.warnings == ["not the same workload: the ratios compare different work"]
+    assert found.warnings == ["the workloads differ, so the ratios compare different work"]
 
 
 def test_different_machines_background_load_and_loads_are_warned_of(result: Result):
@@ -67,8 +67,10 @@ def test_different_machines_background_load_and_loads_are_warned_of(result: Resu
     other = result.model_copy(update={"machine": machine, "background": BUSY, "loads": result.loads[:1]})
     found = compare(result, other)
     assert [warning.partition(":")[0] for warning in found.warnings] == [
-        "B was measured on a BUSY MACHINE", "not the same machine", "loads of only one run are left out",
-    ]  # fmt: skip
+        "B was measured on a BUSY MACHINE",
+        "the machines of A and B differ",
+        "loads that only one run has are left out",
+    ]
     assert {row.load for row in found.rows} == {"closed, 2 clients", ""}
 
 
@@ -78,8 +80,8 @@ def test_different_plans_and_comparisons_of_images_are_warned_of(result: Result)
     plan = result.plan.model_copy(update={"rounds": 1, "warmup_s": 9})
     quality = result.quality.model_copy(update={"reference": "diffusers/float32", "images": 1})
     assert compare(result, result.model_copy(update={"plan": plan, "quality": quality})).warnings == [
-        "not the same plan: 3 rounds of 2 s after 1 s of warm-up, and 1 round of 2 s after 9 s of warm-up",
-        "not the same comparison of images: 2 images against onnx/float32, and 1 image against diffusers/float32",
+        "the plans differ: 3 rounds of 2 s after 1 s of warm-up in A, 1 round of 2 s after 9 s of warm-up in B",
+        "the comparisons of images differ: 2 images against onnx/float32 in A, 1 image against diffusers/float32 in B",
     ]
 
 

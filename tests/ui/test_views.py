@@ -45,7 +45,7 @@ def test_an_image_has_notes_only_if_it_is_blurred_truncated_or_cached():
 @pytest.mark.parametrize(
     ("jobs", "state"),
     [
-        ([ImageJob("a", queue_position=3)], "Queued behind 3"),
+        ([ImageJob("a", queue_position=3)], "3 ahead in the queue"),
         ([ImageJob("a", queue_position=0)], "Starting"),
         ([ImageJob("a", "running", step=2, steps=8)], "Step 2 of 8"),
         ([ImageJob("a", "running", step=2, steps=8, seconds_left=0.2)], "Step 2 of 8, about 1 s left"),

@@ -1,4 +1,4 @@
-"""Compares two runs: the ratio of each figure, and whether the confidence intervals overlap."""
+"""Compare two runs: the ratio of each figure, and whether the confidence intervals overlap."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -39,27 +39,28 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The figures of two runs. `warnings` name conditions that differ between them."""
+    """The figures of two runs. `warnings` are sentences about conditions that make the runs hard to compare."""
 
     rows: list[Row]
     warnings: list[str]
 
 
 def compare(before: Result, after: Result, *, different_workloads: bool = False) -> Comparison:
-    """Compare two runs. Raises InvalidSetting if the workloads differ, unless `different_workloads` is set."""
+    """Compare two runs. Different workloads raise InvalidSetting, or a warning if `different_workloads` is set."""
     if before.workload_digest != after.workload_digest and not different_workloads:
         raise InvalidSetting(
-            f"A has workload '{before.workload.name}' ({before.workload_digest}), B has"
-            f" '{after.workload.name}' ({after.workload_digest}); allowed: the same workload, or --different-workloads"
+            f"the workloads differ: A has '{before.workload.name}' ({before.workload_digest}), B has"
+            f" '{after.workload.name}' ({after.workload_digest}). To compare them anyway, add --different-workloads"
         )
-    return Comparison(list(_rows(before, after)), list(_warnings(before, after)))
+    return Comparison(list(_compare_figures(before, after)), list(_find_warnings(before, after)))
 
 
-def _rows(before: Result, after: Result) -> Iterator[Row]:
-    others = {load.name: load for load in after.loads}
+def _compare_figures(before: Result, after: Result) -> Iterator[Row]:
+    """Yield a row for each figure that both runs have: first of the loads, then of the whole run."""
+    loads_after = {load.name: load for load in after.loads}
     for load in before.loads:
-        if load.name in others:
-            yield from _load_rows(load, others[load.name])
+        if load.name in loads_after:
+            yield from _compare_load(load, loads_after[load.name])
     for figure, one, other, unit in (
         ("process start to ready, s", before.cold_start.ready_s, after.cold_start.ready_s, 1.0),
         ("peak memory, MB", before.memory.peak_bytes, after.memory.peak_bytes, 1e6),
@@ -78,15 +79,16 @@ def _rows(before: Result, after: Result) -> Iterator[Row]:
                 yield Row("", figure, Estimate(value=one), Estimate(value=other), more_is_better=True)
 
 
-def _load_rows(before: LoadResult, after: LoadResult) -> Iterator[Row]:
-    """Compare throughput and latency of a load. Single classes have only the 95th percentile of latency."""
+def _compare_load(before: LoadResult, after: LoadResult) -> Iterator[Row]:
+    """Yield rows for throughput and latency of a load. Single classes have only the 95th percentile of latency."""
     yield Row(before.name, "images/s", before.images_per_s, after.images_per_s, more_is_better=True)
     if before.row_steps_per_s and after.row_steps_per_s:
         yield Row(before.name, "row-steps/s", before.row_steps_per_s, after.row_steps_per_s, more_is_better=True)
-    classes = {each.name: each for each in after.classes}
+    classes_after = {result.name: result for result in after.classes}
     pairs: list[tuple[str, ClassResult, ClassResult]] = [("", before.all, after.all)]
     if len(before.classes) > 1:
-        pairs += [(f" of {each.name}", each, classes[each.name]) for each in before.classes if each.name in classes]
+        common = [result for result in before.classes if result.name in classes_after]
+        pairs += [(f" of {result.name}", result, classes_after[result.name]) for result in common]
     for suffix, one, other in pairs:
         for percent, latency_s in one.latencies_s.items():
             other_s = other.latencies_s[percent]
@@ -94,27 +96,28 @@ def _load_rows(before: LoadResult, after: LoadResult) -> Iterator[Row]:
                 yield Row(before.name, f"p{percent}{suffix}, s", latency_s, other_s, more_is_better=False)
 
 
-def _warnings(before: Result, after: Result) -> Iterator[str]:
+def _find_warnings(before: Result, after: Result) -> Iterator[str]:
+    """Yield a warning for each condition that makes two runs hard to compare."""
     for name, result in (("A", before), ("B", after)):
         if result.background.is_busy:
             yield f"{name} was measured on a {result.background.description}"
     if differences := before.machine.differences(after.machine):
-        yield f"not the same machine: {'; '.join(differences)}"
+        yield f"the machines of A and B differ: {', '.join(differences)}"
     if before.workload_digest != after.workload_digest:
-        yield "not the same workload: the ratios compare different work"
-    yield from _difference("dialect", before.server.dialect, after.server.dialect)
-    yield from _difference("plan", _describe_plan(before.plan), _describe_plan(after.plan))
-    yield from _difference("comparison of images", _describe_quality(before), _describe_quality(after))
-    ours, theirs = ({load.name for load in result.loads} for result in (before, after))
-    if single := sorted(ours ^ theirs):
-        yield f"loads of only one run are left out: {', '.join(single)}"
-    if any(load.offered_per_s and load.name in ours & theirs and "of the closed" in load.name for load in before.loads):
-        yield "open loops at a share of the closed loop's rate: each server had its own rate"
+        yield "the workloads differ, so the ratios compare different work"
+    yield from _warn_if_different("dialects", before.server.dialect, after.server.dialect)
+    yield from _warn_if_different("plans", _describe_plan(before.plan), _describe_plan(after.plan))
+    yield from _warn_if_different("comparisons of images", _describe_quality(before), _describe_quality(after))
+    names_before, names_after = ({load.name for load in result.loads} for result in (before, after))
+    if names_of_one_run := sorted(names_before ^ names_after):
+        yield f"loads that only one run has are left out: {'; '.join(names_of_one_run)}"
+    if any("of the closed" in name for name in names_before & names_after):  # see `open_load_at`
+        yield "the open loops' rates are shares of each server's own closed-loop rate, so they differ between A and B"
 
 
-def _difference(name: str, one: str, other: str) -> Iterator[str]:
+def _warn_if_different(things: str, one: str, other: str) -> Iterator[str]:
     if one != other:
-        yield f"not the same {name}: {one}, and {other}"
+        yield f"the {things} differ: {one} in A, {other} in B"
 
 
 def _describe_plan(plan: Plan) -> str:

@@ -1,9 +1,9 @@
-"""The base class of the records of a result."""
+"""The base class of results and of their parts."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """An immutable record. Fields that it does not have are refused when a file is read."""
+    """An immutable object that is written to JSON and read from it. Reading refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

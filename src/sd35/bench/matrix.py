@@ -18,40 +18,50 @@ from sd35.errors import Sd35Error
 
 BATCH_ROWS = (2, 8)
 _CELL_SETTINGS = {"backend", "precision", "max_batch_rows"}
-_ANY_FP8 = "fp8"  # stands for the device's own kind of FP8; each kind is a combination with its own name
+# This precision lets the backend choose a kind of FP8, such as "fp8-storage". The matrix measures the kinds instead.
+_ANY_FP8 = "fp8"
 
 
 def run_matrix(session: Session, cells: Sequence[Cell], on_progress: OnProgress) -> Matrix:
-    """Run the closed loop of a session against each combination. Combinations that do not run get a reason."""
+    """Measure a server for each cell with the plan of a session, one after the other.
+
+    Cells that have a `skip_reason` are not measured. A cell that fails gets its error as the `skip_reason`.
+    """
     machine = this_machine()
     session = _with_admission_limit(session, cells)
     reference = Reference(session)
-    each_s = duration_s(session.plan)
+    cell_s = duration_s(session.plan)
     measured: list[tuple[Cell, Result | None]] = []
-    for number, cell in enumerate(cells):
-        report = partial(_report, on_progress, cell.name, number * each_s)
-        measured.append((cell, None) if cell.skip_reason else _measure_cell(session, cell, reference, report))
+    for index, cell in enumerate(cells):
+        if cell.skip_reason:
+            measured.append((cell, None))
+            continue
+        report = partial(_report_cell_progress, on_progress, cell.name, index * cell_s)
+        measured.append(_measure_cell(session, cell, reference, report))
+    settings = reported_settings(session.settings)
     return Matrix(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine,
-        background=_combine([result.background for _, result in measured if result], machine),
+        background=_combine_background_loads([result.background for _, result in measured if result], machine),
         workload=session.workload,
         workload_digest=session.workload.digest,
         plan=session.plan,
         checkpoints=list(session.settings.checkpoints),
-        settings={k: value for k, value in reported_settings(session.settings).items() if k not in _CELL_SETTINGS},
+        settings={name: value for name, value in settings.items() if name not in _CELL_SETTINGS},
         cells=[cell for cell, _ in measured],
     )
 
 
 def combinations(session: Session, batch_rows: Sequence[int]) -> Iterator[Cell]:
-    """List all combinations. Those that are known not to run have a reason."""
-    device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
+    """Yield a cell for each backend, precision and batch size. Cells that cannot run here have a `skip_reason`."""
+    has_gpu = bool(gpus())
+    device: DeviceKind = "cuda" if has_gpu and not session.settings.device.startswith("cpu") else "cpu"
+    needs_gpu = f"it runs only on NVIDIA GPUs, and {'--device is cpu' if has_gpu else 'nvidia-smi lists none'}"
     for backend, spec in BACKENDS.items():
         options = spec.devices.get(device) or spec.devices.get("cpu")
         try:
             check_available(backend)
-            reason = None if options else "it runs only on GPUs, and nvidia-smi lists none"
+            reason = None if options else needs_gpu
         except Sd35Error as error:
             reason = str(error)
         precisions = (options or spec.devices["cuda"]).precisions
@@ -63,14 +73,21 @@ def combinations(session: Session, batch_rows: Sequence[int]) -> Iterator[Cell]:
                 yield Cell(backend=backend, precision=precision, batch_rows=rows, skip_reason=reason)
 
 
-def _report(on_progress: OnProgress, cell: str, start_s: float, activity: str, completed_s: float) -> None:
-    on_progress(f"{cell}: {activity}", start_s + completed_s)
+def _report_cell_progress(
+    on_progress: OnProgress, cell_name: str, start_s: float, activity: str, completed_s: float
+) -> None:
+    """Report the progress of a cell as progress of the matrix. `start_s` is the time of the cells before it."""
+    on_progress(f"{cell_name}: {activity}", start_s + completed_s)
 
 
 def _with_admission_limit(session: Session, cells: Sequence[Cell]) -> Session:
-    """Give all servers the same admission limit, high enough that no client is refused."""
-    limits = (cell.batch_rows + cell.batch_rows // 4 + 1 for cell in cells)
-    limit = session.settings.max_in_flight or max(session.plan.clients, CONCURRENCY + 1, *limits)
+    """Give all servers the same admission limit, high enough that no client is refused, and no fallback backend.
+
+    A fallback would answer in place of the backend that is measured.
+    """
+    # As by default, a server admits somewhat more images than a batch has rows.
+    batch_limits = (cell.batch_rows + cell.batch_rows // 4 + 1 for cell in cells)
+    limit = session.settings.max_in_flight or max(session.plan.clients, CONCURRENCY + 1, *batch_limits)
     update = {"max_in_flight": limit, "fallback": None}
     return replace(session, settings=session.settings.model_copy(update=update))
 
@@ -78,6 +95,10 @@ def _with_admission_limit(session: Session, cells: Sequence[Cell]) -> Session:
 def _measure_cell(
     session: Session, cell: Cell, reference: Reference, on_progress: OnProgress
 ) -> tuple[Cell, Result | None]:
+    """Measure a server with a cell's backend, precision and batch size.
+
+    Returns the cell with its figures, and the result. If it fails, returns the cell with its `skip_reason`, and None.
+    """
     update = {"backend": cell.backend, "precision": cell.precision, "max_batch_rows": cell.batch_rows}
     session = replace(session, settings=session.settings.model_copy(update=update))
     try:
@@ -96,8 +117,8 @@ def _measure_cell(
     return cell.model_copy(update=figures), result
 
 
-def _combine(loads: Sequence[BackgroundLoad], machine: Machine) -> BackgroundLoad:
-    """Combine the background load of all runs: the mean of `during_cores`, and the maximum of the others."""
+def _combine_background_loads(loads: Sequence[BackgroundLoad], machine: Machine) -> BackgroundLoad:
+    """Combine the loads of all runs: the mean of `during_cores`, the maximum of `before_cores` and `peak_cores`."""
     return BackgroundLoad(
         before_cores=max((load.before_cores for load in loads), default=0.0),
         during_cores=round(fmean(load.during_cores for load in loads), 3) if loads else 0.0,

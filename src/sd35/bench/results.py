@@ -23,13 +23,14 @@ FORMAT: Literal["sd35-bench/2"] = "sd35-bench/2"
 class Plan(Frozen):
     """The plan of a run. Each round runs the closed loop and then each open loop, for `seconds` each.
 
-    A server whose first image takes longer than `max_first_image_s` is not measured. `seed_offset` is added to all
-    image seeds, see `Workload.requests`; it is 0 for a server that was started for the run and has no images yet.
+    If the first image takes longer than `max_first_image_s`, the server is not measured. `seed_offset` is added to all
+    image seeds, so that a server that keeps the images of an earlier run generates new ones. It is 0 for a server that
+    was started for the run.
     """
 
     clients: int
     rates: tuple[float, ...] = ()  # requests a second of the open loops
-    shares: tuple[float, ...] = ()  # of the closed loop's images a second, if no rates are given
+    shares: tuple[float, ...] = ()  # without `rates`: rates as shares of the closed loop's images a second
     rounds: int
     seconds: float
     warmup_s: float
@@ -39,9 +40,10 @@ class Plan(Frozen):
 
 
 class ServerInfo(Frozen):
-    """The server under test. `settings` and `models` are known for servers of this project.
+    """The server under test.
 
     `is_local` says whether its process was visible on this machine. If not, the result's machine is the client's.
+    `settings` is None if the server was already running, and `models` is None for a server of another project.
     """
 
     dialect: str
@@ -52,7 +54,11 @@ class ServerInfo(Frozen):
 
 
 class ColdStart(Frozen):
-    """Seconds from process start to ready, of each phase that the service reports, and of the first image."""
+    """The start of a server, in seconds.
+
+    `ready_s` is the time from process start to ready, and `first_image_s` the latency of the first request. Both are
+    None if the server was already running. `phases_s` has the duration of each phase that the server reports.
+    """
 
     ready_s: float | None
     phases_s: dict[str, float]
@@ -60,7 +66,7 @@ class ColdStart(Frozen):
 
 
 class ClassResult(Frozen):
-    """Counts of the requests of one class, or of all classes, and latencies in seconds of the completed ones."""
+    """The number of requests of one class, or of all classes, by result, and latencies of completed requests."""
 
     name: str
     completed: int
@@ -72,12 +78,12 @@ class ClassResult(Frozen):
 
     @property
     def latencies_s(self) -> dict[int, Estimate | None]:
-        """The latencies by percentile."""
+        """The latencies in seconds, by percentile."""
         return {50: self.p50_s, 95: self.p95_s, 99: self.p99_s}
 
 
 class RequestColumns(Frozen):
-    """All requests as columns of equal length. `scheduled_s` counts from the start of the monitor."""
+    """All requests of a load as columns of equal length. `scheduled_s` counts from the start of the monitor."""
 
     round: list[int]
     class_name: list[str]
@@ -89,7 +95,7 @@ class RequestColumns(Frozen):
 class LoadResult(Frozen):
     """One load over all rounds.
 
-    `offered_per_s` is the request rate of an open loop. `errors` counts the server's error messages.
+    `offered_per_s` is the request rate of an open loop. `errors` has the server's error messages and their counts.
     """
 
     name: str
@@ -105,7 +111,7 @@ class LoadResult(Frozen):
 
 
 class Span(Frozen):
-    """A part of the run. Times count from the start of the monitor."""
+    """A named part of the run: the warm-up, or a load in a round. Times count from the start of the monitor."""
 
     name: str
     start_s: float
@@ -129,7 +135,10 @@ class Gpu(Frozen):
 
 
 class Batches(Frozen):
-    """The engine's batches during all loads. `occupancy` counts them by their share of rows in use."""
+    """The engine's batches during all loads, and their transformer rows summed over all steps.
+
+    `occupancy` counts batches by their share of the maximum rows. Its keys are upper bounds, such as "0.125".
+    """
 
     batches: int
     row_steps: int
@@ -163,7 +172,7 @@ class Result(Frozen):
 
 
 class Cell(Frozen):
-    """One combination of a matrix: its figures, or the reason why it was skipped."""
+    """One combination of backend, precision and batch size: its figures, or the reason why it was skipped."""
 
     backend: str
     precision: str
@@ -184,7 +193,7 @@ class Cell(Frozen):
 
 
 class Matrix(Frozen):
-    """Backends, precisions and batch sizes measured one after the other. `settings` are those of all servers."""
+    """Backends, precisions and batch sizes measured one after the other. All servers had the same other `settings`."""
 
     format: Literal["sd35-bench-matrix/2"] = "sd35-bench-matrix/2"
     created_at: str
@@ -199,7 +208,10 @@ class Matrix(Frozen):
 
 
 def write(result: Result | Matrix, path: Path, page: str = "") -> None:
-    """Write a result as JSON, and its page to the same name with `.html`. Raises InvalidSetting on an I/O error."""
+    """Write a result as JSON, and its page to the same name with `.html`.
+
+    Raises InvalidSetting if a file cannot be written.
+    """
     with _writing_to(path.parent):
         path.write_text(result.model_dump_json() + "\n", encoding="utf-8")
         if page:
@@ -207,34 +219,37 @@ def write(result: Result | Matrix, path: Path, page: str = "") -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a directory before a run. Raises InvalidSetting if files cannot be written there."""
+    """Create the directory of `--out`. Raises InvalidSetting if files cannot be written there."""
     with _writing_to(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
+    """Create a directory for the block, and raise InvalidSetting for an I/O error of the block."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         reason = error.strerror or error
-        allowed = "a directory, which is created if it is missing"
-        raise InvalidSetting(f"--out: {folder} cannot be written to: {reason}; allowed: {allowed}") from error
+        raise InvalidSetting(
+            f"--out: {folder} cannot be written to ({reason}); allowed: a directory that you may write to, or a new one"
+        ) from error
 
 
 def read(path: Path) -> Result:
-    """Read the result of a run. Raises InvalidSetting if the file is not one, or has another format version."""
+    """Read the result of a run. Raises InvalidSetting if the file is something else, or has another format version."""
     try:
         content = read_json(path)
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidSetting(f"{path} is not JSON: {error}; allowed: a file written by `sd35 bench --out`") from error
+        raise InvalidSetting(f"{path} is not JSON: {error}. Use a bench.json that `sd35 bench --out` wrote") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
         raise InvalidSetting(
-            f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}, as written by `sd35 bench --out`"
+            f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}. Use a bench.json that `sd35 bench --out` wrote"
+            " with this version of sd35"
         )
     try:
         return Result.model_validate(content)

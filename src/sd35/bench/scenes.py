@@ -8,12 +8,14 @@ _OBJECTS = (
     "banana", "pizza", "tree", "rose", "star", "car", "rocket", "castle", "guitar", "robot",
 )  # fmt: skip
 _BACKGROUNDS = ("white", "black", "red", "blue", "green", "yellow", "pink", "purple")
-_STRIDE = 37  # coprime with the number of single scenes and of pair scenes, so that no scene repeats early
+# Every 37th scene is taken. 37 is coprime with the numbers of single scenes and of pair scenes (192 and 552), so that
+# all scenes are taken before one repeats.
+_STRIDE = 37
 _RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
 
 class Scene(NamedTuple):
-    """One object on a background, or two objects in a relation: the first is left of, above, ... the second."""
+    """One object on a background, or two objects. `relation` says where the first one is, such as "left" or "above"."""
 
     objects: tuple[str, ...]
     background: str
@@ -40,11 +42,13 @@ def all_scenes() -> list[Scene]:
 
 def evaluation_scenes(count: int) -> list[Scene]:
     """Choose `count` scenes to evaluate images by: single objects and pairs alternately, spread over all scenes."""
-    scenes = all_scenes()
-    singles = [scene for scene in scenes if not scene.relation]
-    pairs = [scene for scene in scenes if scene.relation]
-    groups = [(singles, pairs)[index % 2] for index in range(count)]
-    return [group[(index * _STRIDE) % len(group)] for index, group in enumerate(groups)]
+    singles = [scene for scene in all_scenes() if not scene.relation]
+    pairs = [scene for scene in all_scenes() if scene.relation]
+    chosen = []
+    for index in range(count):
+        group = pairs if index % 2 else singles
+        chosen.append(group[(index * _STRIDE) % len(group)])
+    return chosen
 
 
 def _with_article(word: str) -> str:

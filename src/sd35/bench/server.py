@@ -21,11 +21,11 @@ from sd35.errors import MeasuringFailed
 from sd35.settings import PREFIX, Settings
 from sd35.settings.description import flag_of
 
-_READY_POLL_S = 0.01
+_READY_POLL_S = 0.01  # also the precision of `ready_s`
 _STOP_TIMEOUT_S = 60
 _HTTP_TIMEOUT_S = 10
 _METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
-# The settings that shape a server's figures. The others are about storage and access.
+# The settings that affect a server's figures. The others are about storage and access.
 _FORWARDED = (
     "checkpoints", "weights", "registry", "base_checkpoint", "transformer", "offline", "backend", "precision",
     "fallback", "device", "offload", "tiled_decode", "torch_compile", "vram", "ram", "threads", "max_pixels",
@@ -34,7 +34,11 @@ _FORWARDED = (
 
 
 class Server(NamedTuple):
-    """A server that is ready. `pid` and `ready_s` (process start to ready) are known if it was started here."""
+    """A server that is ready.
+
+    `pid` is its process, or None if it cannot be found on this machine. `ready_s` is the time from process start to
+    ready, or None if the server was not started here.
+    """
 
     url: str
     pid: int | None = None
@@ -50,7 +54,7 @@ class StartingServer(NamedTuple):
     start_s: float
 
     def wait_until_ready(self) -> Server:
-        """Wait until /readyz answers 200. Raises MeasuringFailed with the server's error if it ends before that."""
+        """Wait until `/readyz` answers 200. Raises MeasuringFailed with the server's last error if the server ends."""
         with http_client(self.url) as http:
             while not _is_ready(http):
                 self.check_running("did not start")
@@ -58,14 +62,14 @@ class StartingServer(NamedTuple):
         return Server(self.url, self.process.pid, time.monotonic() - self.start_s)
 
     def check_running(self, failure: str = "ended during the measurement") -> None:
-        """Check that the server still runs. Raises MeasuringFailed with its last error if it has ended."""
+        """Check that the server still runs. If it has ended, raises MeasuringFailed: `failure`, then its last error."""
         if self.process.poll() is not None:
             raise MeasuringFailed(f"the server {failure}: {error_line(self.log)}")
 
 
 @contextmanager
 def start_server(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[StartingServer]:
-    """Start a server on a free port with an empty data directory. It is stopped when the context exits.
+    """Start a server on a free port with an empty data directory, and stop it at the end of the block.
 
     Args:
         command: a command that takes `--port`, such as `serve_command(...)`.
@@ -99,27 +103,31 @@ def serve_command(arguments: Sequence[str]) -> list[str]:
 
 
 def settings_command(settings: Settings) -> list[str]:
-    """Return the command that runs `sd35 serve` with the settings that shape its figures."""
+    """Return the command that runs `sd35 serve` with the settings that affect its figures."""
     return serve_command(serve_arguments(settings))
 
 
 def serve_arguments(settings: Settings) -> list[str]:
-    """Return the flags of `sd35 serve` for all settings that affect its figures and differ from the defaults."""
+    """Return the flags of `sd35 serve` for the settings that affect its figures and differ from the defaults."""
     arguments: list[str] = []
     for name in _FORWARDED:
         value = getattr(settings, name)
         if value == Settings.model_fields[name].get_default(call_default_factory=True):
             continue
-        if isinstance(value, bool):
+        if isinstance(value, bool):  # the default is false, so the value is true, and the flag takes none
             arguments.append(flag_of(name))
-        else:
-            for each in value if isinstance(value, tuple) else (value,):
-                arguments += [flag_of(name), str(each)]
+            continue
+        items = value if isinstance(value, tuple) else (value,)
+        for item in items:
+            arguments += [flag_of(name), str(item)]
     return arguments
 
 
 def reported_settings(settings: Settings) -> dict[str, str]:
-    """Return the settings that shape the figures, for a report, defaults included. Leaves out the cache directory."""
+    """Return the settings that affect a server's figures, as text for a report.
+
+    Includes settings with default values, but not the cache directory, which says nothing to a reader.
+    """
     return {name: str(getattr(settings, name)) for name in _FORWARDED if name != "cache_dir"}
 
 
@@ -129,35 +137,37 @@ def http_client(url: str, headers: dict[str, str] | None = None) -> httpx2.Clien
 
 
 def _is_ready(http: httpx2.Client) -> bool:
-    with suppress(httpx2.HTTPError):
+    with suppress(httpx2.HTTPError):  # the server does not listen yet
         return http.get("/readyz").status_code == httpx2.codes.OK
     return False
 
 
 def check_reachable(url: str) -> None:
-    """Check that a server answers at an address, with any HTTP response. Raises MeasuringFailed if not."""
+    """Check that a server answers at an address. Any HTTP response will do. Raises MeasuringFailed without one."""
     try:
         httpx2.get(url, timeout=_HTTP_TIMEOUT_S, trust_env=False)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise MeasuringFailed(f"--url: {url} cannot be reached: {error}") from error
+        raise MeasuringFailed(
+            f"--url: {url} cannot be reached ({error}). Check the address, and that the server is running"
+        ) from error
 
 
 def pid_at(url: str) -> int | None:
-    """Return the id of the process that listens at an address of this machine, or None if it is unknown."""
+    """Return the process ID of the server that listens at an address of this machine, or None if it is unknown."""
     address = urlsplit(url)
     if address.hostname not in {"127.0.0.1", "localhost", "::1"}:
         return None
     port = address.port or (443 if address.scheme == "https" else 80)
-    with suppress(psutil.AccessDenied):
-        sockets = psutil.net_connections("tcp")
-        return next(
-            (each.pid for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr.port == port), None
-        )
+    with suppress(psutil.AccessDenied):  # some systems let only root list the sockets of all processes
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                pid: int | None = connection.pid
+                return pid
     return None
 
 
 def fetch_metrics(http: httpx2.Client) -> dict[str, float]:
-    """Fetch a server's metrics by name and labels. The result is empty if the server has none."""
+    """Fetch a server's metrics, by name and labels as in `parse_metrics`. Returns an empty dict if there are none."""
     with suppress(httpx2.HTTPError):
         response = http.get("/metrics")
         if response.status_code == httpx2.codes.OK:
@@ -166,29 +176,32 @@ def fetch_metrics(http: httpx2.Client) -> dict[str, float]:
 
 
 def parse_metrics(text: str) -> dict[str, float]:
-    """Parse Prometheus' text format. The keys are names with their labels as written."""
+    """Parse Prometheus' text format into values by name and labels: `sd35_engine_images{state="waiting"}`."""
     return {name: float(value) for name, value in _METRIC.findall(text)}
 
 
 def free_port() -> int:
     """Return a port that no process uses at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # for port 0, the system chooses a free one
         port: int = listener.getsockname()[1]
         return port
 
 
 def error_line(log: Path) -> str:
-    """Return the last error that `sd35` wrote to a log, or the last line if there is none."""
+    """Return the last error that `sd35` wrote to a log. Without an error, returns the last line."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("sd35: ") for line in lines if line.startswith("sd35: ")]
     return (errors or lines or ["no output"])[-1]
 
 
 def stop_process(process: subprocess.Popen[Any]) -> None:
-    """Terminate the leader of a session, then kill its remaining processes: LitServe leaves its workers behind."""
+    """Terminate a process that was started with `start_new_session=True`, then kill the processes that it started.
+
+    Some servers, such as LitServe, leave their workers behind.
+    """
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # no process is left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

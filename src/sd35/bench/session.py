@@ -1,4 +1,4 @@
-"""A session of `sd35 bench`: starts the server if needed, measures it, and compares its images with a reference's."""
+"""A session of `sd35 bench`: start the server if needed, measure it, and compare its images with reference images."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
 
-_BEFORE_S = 1.0  # time for which other processes are observed before the measurement
-_FIRST_SEED = 20_000
-CONCURRENCY = 4  # requests for the compared images: they are generated in batches, as under load
+_BEFORE_S = 1.0  # other processes are observed for this time before the measurement
+_FIRST_SEED = 20_000  # of the images to compare; the seeds of the other images follow it
+CONCURRENCY = 4  # simultaneous requests for the images to compare, so that they share batches, as under load
 
 
 @dataclass(frozen=True)
 class Session:
     """The server to measure, the load, and the reference for its images.
 
-    `url` is the address of a running server; without it, a server is started with `settings`. `reference` is the
-    backend that generates the reference images, or "none".
+    `url` is the address of a running server. If it is None, a server is started with `settings`. `key` is the API key.
+    `reference` is the backend that generates the reference images, or "none".
     """
 
     settings: Settings
@@ -43,14 +43,17 @@ class Session:
 
 
 class ImageSet(NamedTuple):
-    """Image files, and the digest of the checkpoint that generated them, if known."""
+    """Image files, and the SHA-256 of the checkpoint that generated them. `revision` is None if it is unknown."""
 
     files: list[bytes]
     revision: str | None
 
 
 class Reference:
-    """This project's server in reproducible float32 with the same checkpoint. Generates its images once, on demand."""
+    """Generates the reference images with a server of this project: the same checkpoint, in reproducible float32.
+
+    The server is started when the images are first needed. They are kept for later comparisons.
+    """
 
     def __init__(self, session: Session) -> None:
         update = {"backend": session.reference, "precision": "float32", "reproducible": True, "fallback": None}
@@ -60,36 +63,39 @@ class Reference:
 
     @cached_property
     def images(self) -> ImageSet:
-        """The reference's images. Raises MeasuringFailed."""
+        """The reference images. Raises MeasuringFailed if the server does not start or does not generate them."""
         with start_server(settings_command(self._settings)) as starting:
-            return _generate(Target(starting.wait_until_ready(), dialect_of("sd35")), self._count)
+            server = starting.wait_until_ready()
+            return _generate_images_to_compare(Target(server, dialect_of("sd35")), self._count)
 
     def skipped(self, reason: str) -> Quality:
-        """Return a comparison that was skipped."""
+        """Return the result of a comparison that was skipped, with the reason."""
         return Quality(reference=self.name, images=self._count, skip_reason=reason)
 
     def compare(self, images: ImageSet) -> Quality:
-        """Compare a server's images with the reference's."""
+        """Compare a server's images with the reference images. If that is not possible, the result has the reason."""
         try:
             expected = self.images
         except MeasuringFailed as error:
             return self.skipped(str(error))
         if None not in (images.revision, expected.revision) and images.revision != expected.revision:
-            return self.skipped("the server has another checkpoint; name it with --checkpoint")
-        ours, theirs = ([decode_image(file) for file in each.files] for each in (images, expected))
-        quality = compare_images(self.name, ours, theirs)
+            return self.skipped("the server's checkpoint is not the reference's; name the server's with --checkpoint")
+        server_images = [decode_image(file) for file in images.files]
+        reference_images = [decode_image(file) for file in expected.files]
+        quality = compare_images(self.name, server_images, reference_images)
         scenes = evaluation_scenes(self._count)
-        update: dict[str, object] = {"examples": example_pairs([scene.prompt for scene in scenes], ours, theirs)}
-        if self._settings.checkpoints == (EMBEDDED,):
-            update["correct_share"] = correct_share(ours, scenes)
-            update["reference_correct_share"] = correct_share(theirs, scenes)
+        prompts = [scene.prompt for scene in scenes]
+        update: dict[str, object] = {"examples": example_pairs(prompts, server_images, reference_images)}
+        if self._settings.checkpoints == (EMBEDDED,):  # only for this model can a judge say what an image shows
+            update["correct_share"] = correct_share(server_images, scenes)
+            update["reference_correct_share"] = correct_share(reference_images, scenes)
         return quality.model_copy(update=update)
 
 
 def run_session(session: Session, on_progress: OnProgress, reference: Reference | None = None) -> Result:
-    """Measure a server, then compare its images with the reference's.
+    """Measure a server, then compare its images with the reference images.
 
-    A `reference` can be shared between sessions, so that it generates its images only once.
+    Sessions can share a `reference`, so that it generates its images only once.
 
     Raises:
         MeasuringFailed: the server does not start, ends, or completes no image.
@@ -104,7 +110,7 @@ def run_session(session: Session, on_progress: OnProgress, reference: Reference 
         on_progress("images to compare", total_s)
         reference = reference or Reference(session)
         try:
-            images = _generate(target, session.plan.quality_images)
+            images = _generate_images_to_compare(target, session.plan.quality_images)
         except MeasuringFailed as error:  # the loads were measured, so keep their result
             return result.model_copy(update={"quality": reference.skipped(str(error))})
     on_progress(f"the same images by the reference, {session.reference}", total_s)
@@ -113,12 +119,15 @@ def run_session(session: Session, on_progress: OnProgress, reference: Reference 
 
 @contextmanager
 def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tuple[Target, Monitor]]:
-    """Yield a ready server and its monitor. If the server is started here, the monitor covers its start."""
+    """Yield a ready server and its running monitor. If the server is started here, the monitor covers its start.
+
+    Raises MeasuringFailed if the server cannot be reached, does not start, or ends during the block.
+    """
     dialect = dialect_of(session.dialect)
     if session.url:
         check_reachable(session.url)
         target = Target(Server(session.url, pid_at(session.url)), dialect, session.key)
-        with _monitor(target, background_cores(_BEFORE_S, target.server.pid)) as monitor:
+        with _create_monitor(target, background_cores(_BEFORE_S, target.server.pid)) as monitor:
             yield target, monitor
         return
     before_cores = background_cores(_BEFORE_S)
@@ -127,23 +136,24 @@ def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tup
         target = Target(
             Server(starting.url, starting.process.pid), dialect, settings=reported_settings(session.settings)
         )
-        with _monitor(target, before_cores) as monitor:
+        with _create_monitor(target, before_cores) as monitor:
             server = starting.wait_until_ready()
             try:
                 yield target._replace(server=server), monitor
             finally:
-                starting.check_running()
+                starting.check_running()  # if the server has ended, its own error says more than that of a request
 
 
-def _monitor(target: Target, before_cores: float) -> Monitor:
+def _create_monitor(target: Target, before_cores: float) -> Monitor:
+    """Create a monitor for a server. `before_cores` is the load of other processes before the measurement."""
     headers = target.headers if target.dialect.has_metrics else None
     return Monitor(target.server.url, target.server.pid, headers, before_cores)
 
 
-def _generate(target: Target, count: int) -> ImageSet:
-    """Generate the evaluation scenes with the server's defaults for everything but the seed."""
+def _generate_images_to_compare(target: Target, count: int) -> ImageSet:
+    """Generate an image of each of `count` evaluation scenes, with the server's default size, steps and guidance."""
     scenes = evaluation_scenes(count)
     requests = [BenchRequest("quality", scene.prompt, _FIRST_SEED + index) for index, scene in enumerate(scenes)]
     files = asyncio.run(generate_images(target, requests, CONCURRENCY))
     models = target.models() or [{}]
-    return ImageSet(files, models[0].get("revision"))
+    return ImageSet(files, models[0].get("revision"))  # the first one is the default model

@@ -11,11 +11,11 @@ _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-_NORMAL = 1.960
+_NORMAL = 1.960  # the same quantile for infinitely many degrees of freedom, used above 30
 
 
 class Estimate(Frozen):
-    """A value and the half-width of its 95 % confidence interval. `half_width` is None if there was only one round."""
+    """A value and the half-width of its 95 % confidence interval, which is None if there was only one round."""
 
     value: float
     half_width: float | None = None
@@ -33,7 +33,8 @@ def estimate(values: Sequence[float], value: float | None = None) -> Estimate:
 def half_width(values: Sequence[float]) -> float:
     """Return the half-width of the 95 % confidence interval of a mean. Needs at least two values."""
     freedom = len(values) - 1
-    return (_T[freedom - 1] if freedom <= len(_T) else _NORMAL) * stdev(values) / sqrt(len(values))
+    quantile = _T[freedom - 1] if freedom <= len(_T) else _NORMAL
+    return quantile * stdev(values) / sqrt(len(values))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

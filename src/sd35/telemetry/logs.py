@@ -1,6 +1,6 @@
 """Structured logs on standard error, and text that is safe to write to a terminal.
 
-A terminal obeys control characters, so text that comes from clients and servers must not carry any.
+Terminals obey control characters. Therefore, text from clients and servers is escaped before it is written to one.
 """
 
 import logging
@@ -19,33 +19,22 @@ _TRACEBACK_KEYS = {"exception", "stack"}
 
 
 def is_console(log_format: LogFormat) -> bool:
-    """Return whether logs are written for people. `auto` does so if stderr is a terminal."""
+    """Return whether log lines are for people instead of JSON. With `auto`, they are if stderr is a terminal."""
     return log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
 
 
 def configure_logs(log_format: LogFormat, library_level: int = logging.INFO) -> None:
     """Send the logs of structlog and of the standard library to standard error, in one format.
 
-    structlog writes its own lines directly: through the standard library, a line takes twice as long. Libraries log
-    through the standard library, from `library_level` on.
+    Libraries log through the standard library, from `library_level` on. This project logs with structlog, which writes
+    its lines directly, because a line takes twice as long through the standard library.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper("iso", utc=True),
     ]
-    rendering: list[structlog.typing.Processor] = (
-        [
-            escape_controls,
-            _never_failing(
-                structlog.dev.ConsoleRenderer(
-                    colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-                )
-            ),
-        ]
-        if is_console(log_format)
-        else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
-    )
+    rendering = _rendering_processors(log_format)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -66,10 +55,21 @@ def configure_logs(log_format: LogFormat, library_level: int = logging.INFO) -> 
     )
 
 
-def log_by_logging() -> None:
-    """Send the logs of structlog to the standard library's `logging`, unless the program has configured structlog.
+def _rendering_processors(log_format: LogFormat) -> list[structlog.typing.Processor]:
+    """Return the last processors of structlog, which turn the fields of a line into text."""
+    if not is_console(log_format):
+        return [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    return [escape_controls, _never_failing(renderer)]
 
-    For the library: by default structlog prints to standard output, which belongs to the caller's program.
+
+def log_by_logging() -> None:
+    """Send the logs of structlog to the standard library's `logging`. Does nothing if structlog is already configured.
+
+    The Python library (`Generator`) uses it: by default, structlog prints to standard output, which belongs to the
+    caller's program.
     """
     if structlog.is_configured():
         return
@@ -87,51 +87,60 @@ def log_by_logging() -> None:
 
 @contextmanager
 def log_errors(unavailable: str) -> Iterator[None]:
-    """Log errors of the block instead of raising them, in loops that must go on.
+    """Log errors of the block instead of raising them, so that a loop around it continues.
 
-    `unavailable` is the message for StoreUnavailable. Any other error is a bug, and is logged with its traceback.
+    StoreUnavailable is logged with the message `unavailable`. Any other error is a bug, and is logged with its
+    traceback.
     """
     try:
         yield
     except StoreUnavailable as error:
         structlog.get_logger().error(unavailable, reason=str(error))
     except Exception:  # noqa: BLE001  see above
-        structlog.get_logger().exception("unexpected error")
+        structlog.get_logger().exception("unexpected error; please report it with this traceback")
 
 
 def printable(text: str, keep: str = "") -> str:
     r"""Escape each unprintable character as in a Python string: ESC becomes `\x1b`. Characters in `keep` stay.
 
-    Unprintable are control characters, line separators, marks that reverse the direction of writing, and lone
-    surrogates, which no terminal's encoding can write.
+    Unprintable characters are control characters, line separators, marks that reverse the direction of writing, and
+    lone surrogates, which cannot be encoded.
     """
     if text.isprintable():
         return text
-    return "".join(
-        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
-    )
+    characters = []
+    for character in text:
+        is_kept = character.isprintable() or character in keep
+        characters.append(character if is_kept else character.encode("unicode_escape").decode())
+    return "".join(characters)
 
 
 def escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ANN401  structlog's
-    """Escape every value of a console log line. Tracebacks keep their line breaks. A structlog processor.
+    """Escape all text of a console log line. A processor of structlog. Tracebacks keep their line breaks.
 
-    JSON lines do not need it: JSON strings are escaped anyway.
+    Lines in JSON do not need it, because JSON escapes strings anyway.
     """
     event = structlog.processors.format_exc_info(logger, method, event)
-    return {
-        key: printable(value, keep="\n\t" if key in _TRACEBACK_KEYS else "") if isinstance(value, str) else value
-        for key, value in event.items()
-    }
+    escaped = {}
+    for key, value in event.items():
+        keep = "\n\t" if key in _TRACEBACK_KEYS else ""
+        escaped[key] = printable(value, keep) if isinstance(value, str) else value
+    return escaped
 
 
 def _never_failing(renderer: structlog.typing.Processor) -> structlog.typing.Processor:
-    """Wrap a renderer. If it fails, the line is rendered without its values, so that logging never fails a request."""
+    """Wrap a renderer so that it never raises. If a value cannot be rendered, the line is rendered without values.
+
+    An error in logging would otherwise fail a request.
+    """
 
     def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:  # noqa: ANN401  structlog's own types
+        """Render a line, or if that fails, the line without its values."""
+        # Copied before the call, because ConsoleRenderer removes these keys from `event`.
         plain = {"event": str(event.get("event")), "level": method, "timestamp": event.get("timestamp")}
         try:
             return renderer(logger, method, event)
-        except Exception as error:  # noqa: BLE001  whatever a value's own methods raise
+        except Exception as error:  # noqa: BLE001  the `__str__` or `__repr__` of a value may raise anything
             return renderer(logger, method, {**plain, "unrendered": type(error).__name__})
 
     return render

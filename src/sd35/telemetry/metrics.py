@@ -1,4 +1,4 @@
-"""Counters and histograms of the service for Prometheus. See `MetricsCollector` for states.
+"""Counters and histograms of the service for Prometheus. `MetricsCollector` has the gauges of its current state.
 
 Labels have few values, all known in advance: never a prompt, an ID, a key or a path.
 """
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
     from prometheus_client.metrics import MetricWrapperBase
 
-STAGES = ("queue", "encode", "denoise", "decode", "png", "store")
+STAGES = ("queue", "encode", "denoise", "decode", "png", "store")  # of an image, in order
 _LAG_INTERVAL_S = 0.025
+# The texts of errors of all runtimes, because each has its own exception types.
 _OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|allocate memory|bad_alloc", re.IGNORECASE)
+# Upper bounds of the histograms' buckets.
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
@@ -34,7 +36,7 @@ WebhookResult: TypeAlias = Literal["delivered", "postponed", "given_up"]
 
 
 class MetricDescription(NamedTuple):
-    """A metric as documented."""
+    """A metric as `/metrics` and docs/reference/metrics.md describe it."""
 
     name: str
     kind: Kind
@@ -45,8 +47,8 @@ class MetricDescription(NamedTuple):
 class Metrics:
     """Counters and histograms, in one registry. An `Observer` of the engine. Thread-safe.
 
-    The registry also has the metrics of the process under the usual names of Prometheus (`process_...`);
-    `descriptions` does not list these.
+    The registry also has the metrics of the process under the usual names of Prometheus (`process_...`). They are not
+    in `descriptions`.
 
     Args:
         max_rows: Maximum number of transformer rows of a batch.
@@ -55,7 +57,8 @@ class Metrics:
     def __init__(self, max_rows: int = 1) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-        disable_created_metrics()  # the creation time of each counter as another series, which Prometheus ignores
+        # By default, each counter has a second series with its time of creation, which Prometheus ignores.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.descriptions: list[MetricDescription] = []
@@ -78,7 +81,7 @@ class Metrics:
         self._request_s.labels(dialect, route).observe(took_s)
 
     def error_returned(self, error: Sd35Error) -> None:
-        """Count a response with an error of this project."""
+        """Count a response with an error, by the name of its class."""
         self._errors.labels(type(error).__name__).inc()
 
     def output_dropped(self) -> None:
@@ -86,7 +89,7 @@ class Metrics:
         self._dropped.inc()
 
     async def measure_loop_lag(self) -> None:
-        """Measure the delay of timers on the event loop until cancelled."""
+        """Measure the delay of timers on the event loop, until the task is cancelled."""
         while True:
             due_s = time.monotonic() + _LAG_INTERVAL_S
             await asyncio.sleep(_LAG_INTERVAL_S)
@@ -99,7 +102,7 @@ class Metrics:
         self._results.labels(cache).inc()
 
     def image_ended(self, result: ImageResult, stages: Iterable[Stage] = ()) -> None:
-        """Count an image that was not cached, and observe the durations of its stages if it was generated."""
+        """Count an image that was not cached. `stages` are the stages of a generated image, with their durations."""
         self._images.labels(result).inc()
         for stage in stages:
             self._stage_s.labels(stage.name).observe(stage.took_s)
@@ -141,13 +144,17 @@ class Metrics:
         self._occupancy.observe(rows / self.max_rows)
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """Count a failed call of the backend, classified by the error's text: the types of runtimes differ."""
-        is_memory = _OUT_OF_MEMORY.search(error)
-        self._failures.labels("out_of_memory" if is_memory else "other").inc()
+        """Count a failed call of the backend, as out of memory or other by its error's text.
+
+        `was_split` says whether the call was for several images, which are now retried one by one.
+        """
+        is_out_of_memory = _OUT_OF_MEMORY.search(error)
+        self._failures.labels("out_of_memory" if is_out_of_memory else "other").inc()
         if was_split:
             self._splits.inc()
 
     def _add_request_metrics(self) -> None:
+        """Create the metrics of HTTP requests and of output."""
         labels = "dialect", "route", "method", "status"
         self._requests = self._counter("sd35_http_requests_total", "HTTP requests.", *labels)
         text = "Time from the head of a request to the end of its response."
@@ -161,6 +168,7 @@ class Metrics:
         )
 
     def _add_image_metrics(self) -> None:
+        """Create the metrics of images, of the content filter and of the image store."""
         text = "Images that were not cached: `generated`, `failed`, `refused` or `cancelled`."
         self._images = self._counter("sd35_images_total", text, "result")
         self._stage_s = self._histogram(
@@ -185,6 +193,7 @@ class Metrics:
                 self._decisions.labels(subject, decision)
 
     def _add_engine_metrics(self) -> None:
+        """Create the metrics of the engine: steps, batches, encoded prompts and failed calls of the backend."""
         self._steps = self._counter("sd35_engine_steps_total", "Denoising steps, counted per image.")
         self._row_steps = self._counter("sd35_engine_row_steps_total", "Denoising steps, counted per transformer row.")
         self._batch_s = self._histogram(
@@ -205,6 +214,7 @@ class Metrics:
         _start_at_0(self._failures, ["out_of_memory", "other"])
 
     def _add_job_metrics(self) -> None:
+        """Create the metrics of jobs and webhooks."""
         text = "Time from the acceptance of a job to its end in this process."
         self._job_s = self._histogram("sd35_job_duration_seconds", text, _LONG_S, "status")
         text = "Attempts to deliver webhooks: `delivered`, `postponed` or `given_up`."
@@ -213,18 +223,21 @@ class Metrics:
         _start_at_0(self._webhooks, ["delivered", "postponed", "given_up"])
 
     def _counter(self, name: str, text: str, *labels: str) -> "Counter":
+        """Create a counter and describe it in `descriptions`."""
         from prometheus_client import Counter
 
         self.descriptions.append(MetricDescription(name, "counter", labels, text))
         return Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> "Gauge":
+        """Create a gauge and describe it in `descriptions`."""
         from prometheus_client import Gauge
 
         self.descriptions.append(MetricDescription(name, "gauge", (), text))
         return Gauge(name, text, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> "Histogram":
+        """Create a histogram and describe it in `descriptions`. `buckets` are upper bounds."""
         from prometheus_client import Histogram
 
         self.descriptions.append(MetricDescription(name, "histogram", labels, text))
@@ -232,6 +245,9 @@ class Metrics:
 
 
 def _start_at_0(metric: "MetricWrapperBase", values: Iterable[str]) -> None:
-    """Create the series of all label values: a rate over a series that starts at 1 would miss the first event."""
+    """Create the series of all values of a label, with the value 0.
+
+    Without it, a series would begin at 1 with its first event, and Prometheus' `rate` would miss that event.
+    """
     for value in values:
         metric.labels(value)

@@ -1,6 +1,6 @@
-"""Report the work of the generation service: count it (`metrics`), trace it (`tracing`), and log a line per image.
+"""Count, trace and log the images of the generation service.
 
-An error while reporting is logged and never affects the work.
+If counting, tracing or logging fails, the error is logged, and the image is not affected.
 """
 
 import asyncio
@@ -18,20 +18,22 @@ from sd35.telemetry.metrics import CacheResult, ImageResult, Metrics
 from sd35.telemetry.tracing import Tracing, note
 
 _MAX_PROMPT = 200  # characters
-_NOT_STARTED = (InvalidRequest, NotReady, Overloaded)
+_NOT_STARTED = (InvalidRequest, NotReady, Overloaded)  # errors of requests that were not accepted
 
 Arguments = ParamSpec("Arguments")
 
 
 def _never_raise(report: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Decorate a function to log its exceptions instead of raising them."""
+    """Decorate a function so that it logs its exceptions instead of raising them."""
 
     @wraps(report)
     def safe(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             report(*args, **kwargs)
-        except Exception:  # noqa: BLE001  no error here may cost the caller the image
-            structlog.get_logger().exception("an image could not be counted, traced or logged")
+        except Exception:  # noqa: BLE001  the caller gets the image in any case
+            structlog.get_logger().exception(
+                "an image could not be counted, traced or logged; please report it with this traceback"
+            )
 
     return safe
 
@@ -42,7 +44,7 @@ class Telemetry:
     Args:
         metrics: Counters and histograms.
         tracing: Creates spans.
-        log_prompts: Whether to log prompts, shortened.
+        log_prompts: Whether to log the first 200 characters of prompts.
     """
 
     def __init__(
@@ -53,7 +55,10 @@ class Telemetry:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Count a failed, refused or cancelled image if the block raises. Requests that never started do not count."""
+        """Count a failed, refused or cancelled image if the block raises.
+
+        Errors of requests that were not accepted do not count.
+        """
         try:
             yield
         except _NOT_STARTED:
@@ -80,11 +85,12 @@ class Telemetry:
 
     @_never_raise
     def image_returned(self, request: Request, cache: CacheResult) -> None:
-        """Count an image that is returned to a caller, and note it in the current span."""
+        """Count an image that is returned to a caller, and add its digest to the current span."""
         self.metrics.image_returned(cache)
         note(digest=request.digest, cache=cache)
 
     def _prompts(self, request: Request) -> dict[str, str]:
+        """Return the prompts as fields of a log line. Returns no fields if prompts are not logged."""
         if not self._log_prompts:
             return {}
         prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}

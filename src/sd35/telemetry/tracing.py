@@ -1,8 +1,8 @@
 """Traces with OpenTelemetry: a span for each stage of an image, below the span of its request.
 
-Active if OpenTelemetry's environment variables configure an exporter. The engine only measures times, and the spans are
-created from them afterwards. FastAPI reads W3C's `traceparent` and creates the spans of requests, with the provider
-that is opened here.
+Traces are on if OpenTelemetry's environment variables configure an exporter. The engine only measures times. The spans
+are created from these times afterwards. FastAPI reads the caller's `traceparent` and creates the spans of requests,
+with the provider that is opened here.
 """
 
 import os
@@ -32,20 +32,23 @@ Attributes: TypeAlias = Mapping[str, str | int | float]
 def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider | None":
     """Return a provider that exports spans by OTLP, configured by OpenTelemetry's environment variables.
 
-    Returns None if neither OTEL_TRACES_EXPORTER nor an OTLP endpoint is set, and logs a warning and returns None if the
-    configuration is not supported or a package is missing.
+    Returns None if no variable turns traces on, or one turns them off. If the exporter or the protocol is not
+    supported, or a package is missing, logs a warning and returns None.
     """
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    is_requested = exporter or next(filter(None, (environment.get(name) for name in _ENDPOINTS)), None)
-    if not is_requested or exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    is_requested = bool(exporter or _first_value(environment, _ENDPOINTS))
+    is_disabled = exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if is_disabled or not is_requested:
         return None
     log = structlog.get_logger()
     if exporter not in {"", "otlp"}:
-        log.warning("no traces: OTEL_TRACES_EXPORTER is not supported", got=exporter, allowed="otlp or none")
+        message = "no traces: the value of OTEL_TRACES_EXPORTER is not supported"
+        log.warning(message, got=exporter, allowed="otlp or none")
         return None
-    protocol = next(filter(None, (environment.get(name) for name in _PROTOCOLS)), _PROTOCOL)
+    protocol = _first_value(environment, _PROTOCOLS) or _PROTOCOL
     if protocol != _PROTOCOL:
-        log.warning("no traces: OTEL_EXPORTER_OTLP_PROTOCOL is not supported", got=protocol, allowed=_PROTOCOL)
+        message = "no traces: the value of OTEL_EXPORTER_OTLP_PROTOCOL is not supported"
+        log.warning(message, got=protocol, allowed=_PROTOCOL)
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -62,36 +65,44 @@ def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvide
     return provider
 
 
+def _first_value(environment: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """Return the value of the first variable that is set and not empty, or None."""
+    return next((environment[name] for name in names if environment.get(name)), None)
+
+
 class Tracing:
-    """Creates spans below the current one. Does nothing without a provider."""
+    """Creates spans below the current span. Without a provider, it does nothing."""
 
     def __init__(self, provider: "TracerProvider | None" = None) -> None:
         self.provider = provider
         self._tracer = (provider or trace.NoOpTracerProvider()).get_tracer("sd35")
 
     def close(self) -> None:
-        """Export the remaining spans."""
+        """Export the spans that have not been exported yet."""
         if self.provider:
             self.provider.shutdown()
 
     def stages(self, request: Request, stages: Sequence[Stage]) -> None:
         """Create a span for each stage of an image."""
-        offset_s = time.time() - time.monotonic()
+        offset_s = time.time() - time.monotonic()  # stages have times of `time.monotonic`, spans need Unix time
         for stage in stages:
-            began_ns, ended_ns = (int(1e9 * (each_s + offset_s)) for each_s in (stage.began_s, stage.ended_s))
+            began_ns, ended_ns = int(1e9 * (stage.began_s + offset_s)), int(1e9 * (stage.ended_s + offset_s))
             span = self._tracer.start_span(stage.name, start_time=began_ns, attributes=_attributes(request, stage.name))
             span.end(ended_ns)
 
     @contextmanager
     def job(self, job_id: str) -> Iterator[None]:
-        """Trace a job separately from the request that submitted it: that request may have ended long before."""
+        """Trace the block as a job. A job has its own trace, because its request may have ended long before."""
         with self._tracer.start_as_current_span("job", attributes={"sd35.job": job_id}):
             bind_trace()
             yield
 
 
 def bind_trace(traceparent: str | None = None) -> None:
-    """Add the trace ID of the current span to later log lines. Without a span, uses the `traceparent` of the caller."""
+    """Add the trace ID of the current span to later log lines. Without a span, takes it from `traceparent`.
+
+    `traceparent` is the header of that name of the caller's request.
+    """
     context = trace.get_current_span().get_span_context()
     if traceparent and not context.is_valid:
         extracted = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
@@ -101,7 +112,10 @@ def bind_trace(traceparent: str | None = None) -> None:
 
 
 def hide_query() -> None:
-    """Hide the query of the current request in its span: the signature of a link gives access to the image."""
+    """Replace the query of the current request's address in its span. It may contain the signature of a link.
+
+    Anyone with the signature can open the image.
+    """
     span = trace.get_current_span()
     if span.is_recording() and "url.query" in getattr(span, "attributes", {}):
         span.set_attribute("url.query", _HIDDEN)
@@ -113,6 +127,7 @@ def note(**attributes: str | int) -> None:
 
 
 def _attributes(request: Request, stage: str) -> Attributes:
+    """Return the attributes of the span of a stage. Only "denoise" has any."""
     if stage != "denoise":
         return {}
     return {

@@ -15,14 +15,17 @@ from sd35.ui.client import Client
 from sd35.ui.guard import Guard
 
 _FILES = Path(__file__).parent
-_MAX_AGE_S = 7 * 24 * 3600  # older directories belong to killed processes
+_MAX_AGE_S = 7 * 24 * 3600  # older directories were left by processes that were killed
 
 
 class UiApp:
-    """The user interface of a service as an ASGI app. Create it on a thread, then `start` it in the event loop."""
+    """The user interface of a service as an ASGI app.
+
+    Create it on a thread, because Gradio takes seconds to load. Then `start` it in the event loop.
+    """
 
     def __init__(self, server: str, cache_dir: Path, body_timeout_s: float, *, uses_proxies: bool = False) -> None:
-        """Load Gradio, which takes seconds.
+        """Load Gradio, and create the page.
 
         Args:
             server: URL of the service.
@@ -30,14 +33,15 @@ class UiApp:
             body_timeout_s: Time for a request body to arrive, in seconds.
             uses_proxies: Whether calls of the service use the proxies of the environment.
         """
-        self._directory = _own_directory(cache_dir / "ui")
+        self._directory = _create_own_directory(cache_dir / "ui")
         self._client = Client(server, uses_proxies=uses_proxies)
-        self._gradio = _gradio_app(self._client, self._directory)
+        self._gradio = _create_gradio_app(self._client, self._directory)
         self._guard = Guard(self._gradio, self._directory, body_timeout_s)
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
-        """Start serving."""
+        """Start Gradio's background tasks."""
+        # The app that `mount_gradio_app` returns would do this, but only Gradio's app inside it is used.
         blocks = self._gradio.get_blocks()
         await self._running.enter_async_context(self._gradio.router.lifespan_context(self._gradio))
         blocks.run_startup_events()
@@ -50,14 +54,15 @@ class UiApp:
     async def close(self) -> None:
         """End all open responses, and delete all files."""
         self._guard.close()
-        self._gradio.stop_event.set()
+        self._gradio.stop_event.set()  # ends Gradio's own event streams
         await self._client.close()
         await self._running.aclose()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio's own type would import it
-    """Create the page's Gradio app. Gradio reads settings from the environment, some of them when it is imported."""
+def _create_gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio's own type would import it
+    """Create the page's Gradio app, which stores its files in `directory`."""
+    # Gradio reads some of these variables when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(directory)
     from fastapi import FastAPI
@@ -79,14 +84,14 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         head_paths=_FILES / "keys.html",
     )
     blocks.has_launched = True  # otherwise, Gradio accepts any file that an event names
-    (app,) = [route.app for route in outer.routes if getattr(route, "path", None) == PATH]
+    (app,) = [route.app for route in outer.routes if getattr(route, "path", None) == PATH]  # `outer` has other routes
     return app
 
 
-def _own_directory(parent: Path) -> Path:
+def _create_own_directory(parent: Path) -> Path:
     """Create a directory for this process, and delete old directories of killed processes."""
     parent.mkdir(parents=True, exist_ok=True)
-    for each in parent.iterdir():
-        if each.stat().st_mtime < time.time() - _MAX_AGE_S:
-            shutil.rmtree(each, ignore_errors=True)
+    for directory in parent.iterdir():
+        if directory.stat().st_mtime < time.time() - _MAX_AGE_S:
+            shutil.rmtree(directory, ignore_errors=True)
     return Path(tempfile.mkdtemp(dir=parent)).resolve()

@@ -38,8 +38,12 @@ def build_blocks(client: Client, directory: Path) -> gr.Blocks:
 
 
 def _connect(blocks: gr.Blocks, controls: Controls, handlers: Handlers) -> None:
+    """Connect the events of the controls to their handlers.
+
+    A handler gets its values one by one if its inputs are a list, and as a dict by control if they are a set.
+    """
     c, session = controls, controls.session
-    outputs = set(vars(c).values()) - {session}
+    outputs = set(vars(c).values()) - {session}  # all controls: a handler returns those that it changes
     load = {"fn": handlers.load, "inputs": [session, c.key], "outputs": outputs, **_QUIET}
     blocks.load(**load)
     c.use_key.click(**load)
@@ -49,13 +53,14 @@ def _connect(blocks: gr.Blocks, controls: Controls, handlers: Handlers) -> None:
     for side in (c.width, c.height):
         side.input(handlers.update_preset, [session, c.model, c.width, c.height], [c.preset], **_QUIET)
     c.random_seed.click(handlers.randomize_seed, None, [c.seed], **_QUIET)
-    request = {
+    request_inputs = {
         *(session, c.key, c.prompt, c.negative_prompt, c.model, c.width, c.height),
         *(c.steps, c.guidance_scale, c.seed, c.lock, c.count),
     }
-    c.generate.click(handlers.generate, request, outputs, **_QUIET)
+    c.generate.click(handlers.generate, request_inputs, outputs, **_QUIET)
     for button, fill in ((c.repeat, handlers.fill_selected), (c.vary, handlers.fill_selected_unlocked)):
-        button.click(fill, [session], outputs, **_QUIET).then(handlers.generate, request, outputs, **_QUIET)
+        filling = button.click(fill, [session], outputs, **_QUIET)
+        filling.then(handlers.generate, request_inputs, outputs, **_QUIET)
     c.cancel.click(handlers.cancel, [session], [c.notice, c.cancel], **_QUIET)
     c.gallery.select(handlers.select_image, [session], outputs, **_QUIET)
     c.upload.upload(handlers.load_settings, [session, c.upload], outputs, **_QUIET)

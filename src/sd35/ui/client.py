@@ -16,7 +16,7 @@ _LABELS = {"guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
 
 
 class ServiceError(Exception):
-    """An error with a message for the user. `is_key_error` means that the API key is missing or invalid."""
+    """An error with a message for the user of the page. `is_key_error`: whether the API key is missing or invalid."""
 
     def __init__(self, message: str, *, is_key_error: bool = False) -> None:
         super().__init__(message)
@@ -32,13 +32,20 @@ class Visitor:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of API calls. The service uses the address only if it trusts the machine of this user interface."""
-        forwarded = {"X-Forwarded-For": self.address} if self.address else {}
-        return forwarded | ({"Authorization": f"Bearer {self.key.strip()}"} if self.key.strip() else {})
+        """The headers of API calls: the key, and the visitor's address for rate limits.
+
+        The service uses the address only if `trusted_proxies` lists the machine of this user interface.
+        """
+        headers = {}
+        if self.address:
+            headers["X-Forwarded-For"] = self.address
+        if key := self.key.strip():
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
 
 
 class Defaults(BaseModel):
-    """The defaults of a model."""
+    """The values of a model for parameters that a request leaves out."""
 
     width: int
     height: int
@@ -57,7 +64,11 @@ class Ranges(BaseModel):
 
 
 class Model(BaseModel):
-    """A model, as `/v1/models` describes it."""
+    """A model, as `/v1/models` describes it.
+
+    `enlarges` says whether the model also accepts sizes above its range: it generates a smaller image and enlarges it.
+    `substitute_reason` says why the model is served instead of SD3.5, or is None.
+    """
 
     id: str
     defaults: Defaults
@@ -80,11 +91,11 @@ class Client:
             trust_env=uses_proxies,
         )
         self._server = server
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._followed: dict[str, Visitor] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # cancellations under way
+        self._followed: dict[str, Visitor] = {}  # the visitor of each job with an open event stream, by job ID
 
     async def close(self) -> None:
-        """Cancel the jobs with open event streams, and close the connections after at most a few seconds."""
+        """Cancel the jobs with open event streams, and close all connections. Waits for at most a few seconds."""
         for job_id, visitor in self._followed.items():
             self.cancel_later([job_id], visitor)
         if self._tasks:
@@ -93,19 +104,22 @@ class Client:
 
     async def models(self, visitor: Visitor) -> list[Model]:
         """Return the models. The default model comes first."""
-        content = await self._json("GET", "/v1/models", visitor)
+        content = await self._request_json("GET", "/v1/models", visitor)
         try:
-            return [Model.model_validate(each) for each in content["data"]]
+            return [Model.model_validate(model) for model in content["data"]]
         except (KeyError, TypeError, ValidationError) as error:
             raise self._not_the_service() from error
 
     async def create_job(self, body: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
-        """Create a job, and return it."""
-        job: dict[str, Any] = await self._json("POST", "/v1/jobs", visitor, body)
+        """Create a job, and return it as the API describes it."""
+        job: dict[str, Any] = await self._request_json("POST", "/v1/jobs", visitor, body)
         return job
 
     async def events(self, job_id: str, visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events of a job, with previews. The last one is the ended job, unless the service closes first."""
+        """Yield the events of a job, with previews. The last event is the ended job.
+
+        If the service closes before the job has ended, the last event is an earlier one.
+        """
         timeout = httpx2.Timeout(_EVENT_S, connect=_CONNECT_S)
         path, parameters = f"/v1/jobs/{job_id}/events", {"preview": "true"}
         self._followed[job_id] = visitor
@@ -130,10 +144,10 @@ class Client:
 
     async def cancel(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         """Cancel jobs."""
-        await asyncio.gather(*(self._json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
+        await asyncio.gather(*(self._request_json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
 
     def cancel_later(self, job_ids: Iterable[str], visitor: Visitor) -> None:
-        """Cancel jobs in the background. For callers that are themselves being cancelled. No effect after `close`."""
+        """Cancel jobs in the background, for a caller that is being cancelled itself. After `close`, does nothing."""
         if self._http.is_closed:
             return
         task = asyncio.get_running_loop().create_task(self._cancel_quietly(list(job_ids), visitor))
@@ -141,18 +155,23 @@ class Client:
         task.add_done_callback(self._tasks.discard)
 
     async def _cancel_quietly(self, job_ids: Iterable[str], visitor: Visitor) -> None:
+        """Cancel jobs, and ignore errors."""
         try:
             await self.cancel(job_ids, visitor)
         except ServiceError:  # no user is left to see the error, and the jobs end by themselves
             return
 
-    async def _json(self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+    async def _request_json(
+        self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401  any JSON value
+        """Send a request, with `body` as JSON, and return the JSON of the response."""
         with self._service_errors():
             response = await self._http.request(method, path, json=body, headers=self._headers(visitor))
             await check(response, visitor)
             return response.json()
 
     def _headers(self, visitor: Visitor) -> dict[str, str]:
+        """Return the headers of API calls. Raises ServiceError if the typed key cannot be sent in a header."""
         if not (visitor.key.isascii() and visitor.key.strip().isprintable()):
             raise ServiceError(
                 "This is not an API key: a key begins with sd35_ and has only letters, digits, - and _. Copy it again.",
@@ -162,7 +181,7 @@ class Client:
 
     @contextmanager
     def _service_errors(self) -> Iterator[None]:
-        """Translate network errors and malformed responses in the block to ServiceError."""
+        """Raise ServiceError for network errors and malformed responses in the block."""
         try:
             yield
         except httpx2.SSEError as error:
@@ -173,11 +192,15 @@ class Client:
             raise self._not_the_service() from error
 
     def _not_the_service(self) -> ServiceError:
-        return ServiceError(f"The server at {self._server} is not an sd35 service.")
+        """Return the error for a response that an sd35 service does not give."""
+        return ServiceError(
+            f"The server at {self._server} is not an sd35 service of the same version as this page. The operator of"
+            " this page can correct its address."
+        )
 
 
 async def check(response: httpx2.Response, visitor: Visitor) -> None:
-    """Check that a response is a success. Raises ServiceError."""
+    """Check that a response is a success. Otherwise, raises ServiceError with the message of the service."""
     if response.is_success:
         return
     await response.aread()
@@ -188,7 +211,7 @@ async def check(response: httpx2.Response, visitor: Visitor) -> None:
     problem = problem if isinstance(problem, dict) else {}
     if response.status_code == httpx2.codes.UNAUTHORIZED:
         reason = "This API key is not valid." if visitor.key.strip() else "This service needs an API key."
-        raise ServiceError(f"{reason} The operator of the service can create one.", is_key_error=True)
+        raise ServiceError(f"{reason} The operator of the service can give you a key.", is_key_error=True)
     message = problem_message(problem) or f"The service answered {response.status_code} {response.reason_phrase}."
     retry_after = response.headers.get("retry-after")
     if retry_after and "try again" not in message:
@@ -197,15 +220,24 @@ async def check(response: httpx2.Response, visitor: Visitor) -> None:
 
 
 def problem_message(problem: Mapping[str, Any]) -> str:
-    """Return a message for a problem document: its invalid fields if it has any, otherwise its detail."""
-    errors = [each for each in problem.get("errors") or () if isinstance(each, dict)]
+    """Return the message of an error response in JSON: a sentence for each invalid field, or else its `detail`.
+
+    The message is empty if the response has neither.
+    """
+    errors = [error for error in problem.get("errors") or () if isinstance(error, dict)]
     if errors:
-        return " ".join(_field_message(str(each.get("field")), each.get("got"), each.get("allowed")) for each in errors)
+        sentences = [
+            _field_message(str(error.get("field")), error.get("got"), error.get("allowed")) for error in errors
+        ]
+        return " ".join(sentences)
     detail = str(problem.get("detail") or "").strip()
-    return detail and detail[0].upper() + detail[1:] + ("" if detail[-1] in ".!?" else ".")
+    if not detail:
+        return ""
+    return detail[0].upper() + detail[1:] + ("" if detail[-1] in ".!?" else ".")
 
 
 def _field_message(name: str, got: object, allowed: object) -> str:
+    """Describe an invalid field by the label of its control. Prompts are not repeated, because they may be long."""
     label = _LABELS.get(name, name.capitalize())
     if name in {"prompt", "negative_prompt"}:
         return f"{label} is not allowed. Allowed: {allowed}."

@@ -15,7 +15,10 @@ _HEADER = """<header><h1>sd35</h1><p>Text to image</p><nav><a href="../docs">API
 
 @dataclass
 class Session:
-    """The state of an open page: the served models, its images, newest first, and the batch in progress."""
+    """The state of an open page: the served models, its images, and the batch in progress.
+
+    The newest images come first. `selected` is the index of the image that is shown.
+    """
 
     models: list[Model] = field(default_factory=list)
     images: list[GeneratedImage] = field(default_factory=list)
@@ -43,6 +46,7 @@ class Controls:
         self.session = gr.State(Session())
 
     def _add_request(self) -> None:
+        """Add the API key, the prompts and the main buttons."""
         with gr.Row(visible=False, elem_id="key-row") as self.key_row:
             self.key = gr.Textbox(
                 label="API key",
@@ -70,6 +74,7 @@ class Controls:
         gr.HTML('<p class="hint-text">Ctrl or Cmd + Enter also generates.</p>', elem_id="shortcut")
 
     def _add_result(self) -> None:
+        """Add the selected image, its buttons and settings, and the gallery."""
         self.notice = gr.HTML(elem_id="notice")
         self.canvas = gr.HTML(views.EMPTY, elem_id="canvas")
         with gr.Row(visible=False, elem_id="actions") as self.actions:
@@ -90,6 +95,7 @@ class Controls:
         self.details = gr.HTML(elem_id="details", visible=False)
 
     def _add_settings(self) -> None:
+        """Add the model, size, steps, guidance, seed and number of images, and the upload."""
         self.model = gr.Dropdown([], label="Model", interactive=True, elem_id="model", filterable=False)
         self.preset = gr.Radio([CUSTOM], label="Size", interactive=True, elem_id="preset")
         with gr.Row(elem_id="sides"):

@@ -1,4 +1,4 @@
-"""Generation of several images. Each has its own job, and their progress is followed concurrently."""
+"""Generate several images. Each image is a job of the service, and the page follows all jobs at the same time."""
 
 import asyncio
 import json
@@ -13,15 +13,22 @@ from sd35.images.texts import read_texts
 from sd35.ui.client import Client, ServiceError, Visitor, problem_message
 
 _MIN_INTERVAL_S = 0.1  # minimum time between two updates of the page, because steps may be faster
-_NOT_SAVED = "The image was generated, but the server of this page has no room for it."
-_INTERRUPTED = "The service closed before this image was done. It continues when it is restarted."
+_NOT_SAVED = (
+    "The image was generated, but the server of this page could not save it. Its disk may be full. Tell its operator,"
+    " then generate the image again."
+)
+_INTERRUPTED = "The service closed before this image was done. After a restart, it will finish the image."
 
-SaveFile = Callable[[bytes, str], str]
+SaveFile = Callable[[bytes, str], str]  # saves a file with a content and a name, and returns its path
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A generated image. `path` is its file, exactly as the service sent it."""
+    """A generated image. `path` is its file, exactly as the service sent it.
+
+    `digest` and `request` are the image's identity and settings in the API. `truncated` names the prompts that were too
+    long for the model: "prompt", "negative_prompt".
+    """
 
     path: str
     digest: str
@@ -33,7 +40,11 @@ class GeneratedImage:
 
 @dataclass
 class ImageJob:
-    """A job for one image. `error` is the message for the user if the job failed."""
+    """A job for one image, as the last event described it.
+
+    `aspect` is width divided by height. `queue_position` is the number of jobs ahead. `preview` is a `data:` URL.
+    `error` is the message for the user if the job failed.
+    """
 
     job_id: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
@@ -48,13 +59,15 @@ class ImageJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the job has failed, was cancelled, or has a saved image."""
+        """Whether the job has failed, was cancelled, or its image is saved."""
         return self.status in {"failed", "cancelled"} or self.image is not None
 
     @property
     def progress(self) -> float:
         """The share of finished steps, from 0 to 1."""
-        return 1.0 if self.image else self.step / self.steps if self.steps else 0.0
+        if self.image:
+            return 1.0
+        return self.step / self.steps if self.steps else 0.0
 
 
 @dataclass
@@ -68,7 +81,7 @@ class ImageBatch:
     @property
     def active_job_ids(self) -> list[str]:
         """IDs of the jobs to cancel. Ended jobs are not included, because the service would delete their images."""
-        return [each.job_id for each in self.jobs if each.job_id and each.status in {"queued", "running"}]
+        return [job.job_id for job in self.jobs if job.job_id and job.status in {"queued", "running"}]
 
 
 async def generate(
@@ -82,10 +95,10 @@ async def generate(
         client: The client of the service.
         bodies: The request body of each job.
         batch: The batch to add the jobs to.
-        save_file: Takes the content and the name of a file, saves it, and returns its path.
+        save_file: Saves the file of an image.
 
     Raises:
-        ServiceError: The service does not accept the first job.
+        ServiceError: The service does not accept the first job. If it does not accept a later job, that job fails.
     """
     changed = asyncio.Event()
     followers: list[asyncio.Task[None]] = []
@@ -94,11 +107,11 @@ async def generate(
             job = await _create_job(client, body, batch)
             batch.jobs.append(job)
             if job.job_id:
-                followers.append(asyncio.create_task(_follow(client, job, batch.visitor, save_file, changed)))
+                followers.append(asyncio.create_task(_follow_job(client, job, batch.visitor, save_file, changed)))
             if batch.is_cancelled:  # the user has cancelled while this job was created
                 client.cancel_later([job.job_id], batch.visitor)
                 break
-        while not all(each.has_ended for each in batch.jobs):
+        while not all(job.has_ended for job in batch.jobs):
             yield batch
             await changed.wait()
             await asyncio.sleep(_MIN_INTERVAL_S)
@@ -112,6 +125,7 @@ async def generate(
 
 
 async def _create_job(client: Client, body: Mapping[str, Any], batch: ImageBatch) -> ImageJob:
+    """Create a job. If it is not accepted, returns a failed job, or raises ServiceError if it is the batch's first."""
     try:
         job = await client.create_job(body, batch.visitor)
     except ServiceError as error:
@@ -123,11 +137,13 @@ async def _create_job(client: Client, body: Mapping[str, Any], batch: ImageBatch
     return ImageJob(job["id"], aspect=aspect, queue_position=job.get("queue_position"), steps=request["steps"])
 
 
-async def _follow(client: Client, job: ImageJob, visitor: Visitor, save_file: SaveFile, changed: asyncio.Event) -> None:
-    """Update a job from its events until it has ended."""
+async def _follow_job(
+    client: Client, job: ImageJob, visitor: Visitor, save_file: SaveFile, changed: asyncio.Event
+) -> None:
+    """Update a job from its events until it has ended. Sets `changed` after each update."""
     try:
         async for event in client.events(job.job_id, visitor):
-            await _update(client, job, event, visitor, save_file)
+            await _update_job(client, job, event, visitor, save_file)
             changed.set()
         if not job.has_ended:
             job.status, job.error = "failed", _INTERRUPTED
@@ -139,9 +155,13 @@ async def _follow(client: Client, job: ImageJob, visitor: Visitor, save_file: Sa
         changed.set()
 
 
-async def _update(
+async def _update_job(
     client: Client, job: ImageJob, event: Mapping[str, Any], visitor: Visitor, save_file: SaveFile
 ) -> None:
+    """Update a job from an event. If the event has the image, fetches and saves its file.
+
+    Raises ServiceError if the image cannot be fetched, OSError if it cannot be saved.
+    """
     job.status = event["status"]
     if image := event.get("image"):
         png = await client.image(image["digest"], visitor)
@@ -162,7 +182,7 @@ async def _update(
 
 
 def _truncated_prompts(png: bytes) -> Sequence[str]:
-    """Return the names of the truncated prompts in a file's record. Empty if the file has no record."""
+    """Return the names of the prompts that were too long for the model, from the metadata of an image file."""
     maker = read_texts(png).texts.get(MAKER_KEY)
     names = json.loads(maker).get("cut_off", []) if maker else []
     return tuple(map(str, names))

@@ -18,15 +18,15 @@ from sd35.ui.controls import MAX_IMAGES, Controls, Session
 from sd35.ui.generate import GeneratedImage, ImageBatch, generate
 from sd35.ui.read_request import read_request
 
-_MAX_IMAGES_LISTED = 200  # of a session
+_MAX_IMAGES_LISTED = 200  # a session keeps its last 200 images
 _SETTINGS = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
 _NO_PROMPT = "Enter a prompt first."
 
-Changes = dict[Any, Any]
+Changes = dict[Any, Any]  # new values of controls, or `gr.update(...)` of their properties, by control
 
 
 class Handlers:
-    """The event handlers of a page. Their values and changes are dicts by control."""
+    """The event handlers of a page. Each returns or yields the changes of the page."""
 
     def __init__(self, client: Client, directory: Path, controls: Controls) -> None:
         self._client, self._directory, self._controls = client, directory, controls
@@ -44,33 +44,36 @@ class Handlers:
             return changes
         default = session.models[0]
         warnings = "".join(
-            views.substitute_warning(each.id, each.substitute_reason)
-            for each in session.models
-            if each.substitute_reason
+            views.substitute_warning(model.id, model.substitute_reason)
+            for model in session.models
+            if model.substitute_reason
         )
         return {
             controls.notice: "",
             controls.generate: gr.update(interactive=True),
             controls.seed: _random_seed(),
             controls.warning: gr.update(value=warnings, visible=bool(warnings)),
-            controls.model: gr.update(choices=[each.id for each in session.models], value=default.id),
-            **self._defaults(default),
+            controls.model: gr.update(choices=[model.id for model in session.models], value=default.id),
+            **self._apply_defaults(default),
         }
 
     def select_model(self, session: Session, name: str) -> Changes:
         """Set sizes, steps and guidance to the defaults of the selected model."""
-        model = _model(session, name)
-        return self._defaults(model) if model else _no_changes()
+        model = _find_model(session, name)
+        return self._apply_defaults(model) if model else _no_changes()
 
     def select_preset(self, session: Session, name: str, preset: str) -> Changes:
-        """Set width and height to a preset. `CUSTOM` does not change them."""
-        model = _model(session, name)
+        """Set width and height to a preset of the model with this name. `CUSTOM` does not change them."""
+        model = _find_model(session, name)
         size = sizes.presets(model).get(preset) if model else None
-        return dict(zip((self._controls.width, self._controls.height), size, strict=True)) if size else _no_changes()
+        if size is None:
+            return _no_changes()
+        width, height = size
+        return {self._controls.width: width, self._controls.height: height}
 
     def update_preset(self, session: Session, name: str, width: float | None, height: float | None) -> Changes:
         """Select the preset that matches a typed size, or `CUSTOM`."""
-        model = _model(session, name)
+        model = _find_model(session, name)
         return {self._controls.preset: sizes.preset_of(model, width, height)} if model else _no_changes()
 
     def randomize_seed(self) -> Changes:
@@ -78,7 +81,7 @@ class Handlers:
         return {self._controls.seed: _random_seed()}
 
     async def generate(self, values: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
-        """Generate images, and show their progress."""
+        """Generate images, and show their progress. `values` are the values of the controls, by control."""
         controls = self._controls
         session: Session = values[controls.session]
         if not (values[controls.prompt] or "").strip():
@@ -107,7 +110,7 @@ class Handlers:
             error = caught
         finally:
             session.batch = None
-        _add_images(session, [each.image for each in batch.jobs if each.image])
+        _add_images(session, [job.image for job in batch.jobs if job.image])
         yield {
             **self._show_selected(session),
             controls.notice: views.notice(error.message) if error else views.failures(batch),
@@ -133,7 +136,7 @@ class Handlers:
         return self._show_selected(session)
 
     def fill_selected(self, session: Session) -> Changes:
-        """Fill in the settings of the selected image, with its seed."""
+        """Fill in the settings of the selected image, with its seed, for one image."""
         return self._fill(session, session.images[session.selected].request, count=1)
 
     def fill_selected_unlocked(self, session: Session) -> Changes:
@@ -153,7 +156,7 @@ class Handlers:
         finally:
             file.unlink(missing_ok=True)
         message = f"Loaded the settings of {file.name}."
-        if not _model(session, request.model):
+        if not _find_model(session, request.model):
             message += f" Its model, {request.model}, is not served here, so the model was not changed."
         changes = self._fill(session, asdict(request))
         return {**changes, controls.upload: None, controls.notice: views.notice(message, "hint")}
@@ -165,9 +168,12 @@ class Handlers:
         if not values[controls.session].models:  # if no models were loaded, the service's defaults apply
             body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
         count = min(max(int(values[controls.count]), 1), MAX_IMAGES)
-        return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
+        # The first seed is sent as it was typed, so that the service refuses a seed outside its range.
+        seeds = [seed, *((int(seed) + number) % (SEED[1] + 1) for number in range(1, count))]
+        return [{**body, "seed": each_seed} for each_seed in seeds]
 
     def _save(self, png: bytes, name: str) -> str:
+        """Save a PNG file in the page's directory, and return its path."""
         return str(save_bytes_to_cache(png, name, str(self._directory)))
 
     def _show_selected(self, session: Session) -> Changes:
@@ -182,13 +188,14 @@ class Handlers:
             controls.download: image.path,
             controls.details: gr.update(value=views.details(image), visible=True),
             controls.gallery: gr.update(
-                value=[(each.path, f"Seed {each.request['seed']}") for each in session.images],
+                value=[(listed.path, f"Seed {listed.request['seed']}") for listed in session.images],
                 visible=len(session.images) > 1,
                 selected_index=session.selected,
             ),
         }
 
-    def _defaults(self, model: Model) -> Changes:
+    def _apply_defaults(self, model: Model) -> Changes:
+        """Set size, steps and guidance to the defaults and ranges of a model."""
         controls, defaults, ranges = self._controls, model.defaults, model.ranges
         return {
             controls.preset: gr.update(
@@ -205,9 +212,12 @@ class Handlers:
         }
 
     def _fill(self, session: Session, request: Mapping[str, Any], count: int | None = None) -> Changes:
-        """Fill in the settings of a request, and lock the seed."""
+        """Fill in the settings of a request, and lock the seed. Without `count`, the number of images stays.
+
+        If the model of the request is not served, the selected model stays.
+        """
         controls = self._controls
-        model = _model(session, request["model"])
+        model = _find_model(session, request["model"])
         changes: Changes = {getattr(controls, name): request[name] for name in (*_SETTINGS, "seed")}
         if model:
             changes[controls.preset] = sizes.preset_of(model, request["width"], request["height"])
@@ -221,23 +231,24 @@ class Handlers:
 def _add_images(session: Session, images: list[GeneratedImage]) -> None:
     """Add new images at the front of a session. An image that it already has moves to the front."""
     if images:
-        digests = {each.digest for each in images}
-        others = [each for each in session.images if each.digest not in digests]
+        digests = {image.digest for image in images}
+        others = [image for image in session.images if image.digest not in digests]
         session.images, session.selected = [*images, *others][:_MAX_IMAGES_LISTED], 0
 
 
 def _visitor(key: str, request: gr.Request) -> Visitor:
+    """Return the visitor who typed `key` and sent a request to the page."""
     return Visitor(key or "", request.client.host if request.client else None)
 
 
 def _no_changes() -> Changes:
-    """Return Gradio's value for no changes. An empty dict would count as a value."""
+    """Return Gradio's value for no changes. Gradio would take an empty dict as the value of a control."""
     changes: Changes = gr.skip()
     return changes
 
 
-def _model(session: Session, name: str) -> Model | None:
-    return next((each for each in session.models if each.id == name), None)
+def _find_model(session: Session, name: str) -> Model | None:
+    return next((model for model in session.models if model.id == name), None)
 
 
 def _random_seed() -> int:

@@ -12,29 +12,32 @@ _LOST = "A file loses its settings if it is converted, edited, or sent through a
 
 
 def read_request(path: Path) -> Request:
-    """Return the request of an image file. Raises NotReplayable with a message for the user."""
-    data = path.read_bytes()
-    if format_of(data) is None:
+    """Return the request of an image file.
+
+    Raises NotReplayable, with a message for the user, if the file has no request or it cannot be read.
+    """
+    file = path.read_bytes()
+    if format_of(file) is None:
         raise NotReplayable(f"This is not a PNG, JPEG, WebP or AVIF file, and only those have settings. {_LOST}")
     try:
-        found = read_texts(data)
+        metadata = read_texts(file)
     except NotReplayable as error:
-        raise NotReplayable("This image file is damaged.") from error
+        raise NotReplayable("This image file is damaged. Use the original file.") from error
     try:
-        return from_text(found.texts).request
+        return from_text(metadata.texts).request
     except NotReplayable as error:
-        raise NotReplayable(_reason(found)) from error
+        raise NotReplayable(_explain_missing_request(metadata)) from error
 
 
-def _reason(found: ImageTexts) -> str:
-    """Return the reason, as a message for the user, why the texts of an image file do not contain its request."""
-    if found.left_out:
-        names = ", ".join(found.names_left_out())
+def _explain_missing_request(metadata: ImageTexts) -> str:
+    """Return a message for the user that says why the metadata of an image file has no readable request."""
+    if metadata.left_out:
+        names = ", ".join(metadata.names_left_out())
         return (
-            "The settings of this image cannot be read: its metadata is damaged, or longer than"
-            f" {MAX_TEXT_BYTES} bytes. Use the original file. Not read: {names}."
+            "The settings of this image cannot be read, because these parts of its metadata are damaged or longer than"
+            f" {MAX_TEXT_BYTES} bytes: {names}. Use the original file."
         )
-    if REQUEST_KEY not in found.texts:
+    if REQUEST_KEY not in metadata.texts:
         return f"This image has no settings: another program made it, or it has no metadata. {_LOST}"
     return (
         "The settings of this image are damaged, were edited, or come from a newer version of this service. Use the"

@@ -1,7 +1,8 @@
 """The upload route of the user interface, which replaces Gradio's own.
 
-Anyone can upload without a key. Gradio accepts 1,000 files in one form, writes each to disk on the event loop, and
-keeps them for a day. This route accepts one file per form, limits the bytes in memory, and keeps few files.
+Anyone can upload a file without an API key. Gradio's route accepts 1,000 files in one form, writes them to disk on the
+event loop, and keeps them for a day. This route accepts one file per form, limits the bytes in memory, and keeps few
+files.
 """
 
 import re
@@ -31,14 +32,15 @@ _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 
 
 class Uploads:
-    """The ASGI app of the upload route. Each file is stored in its own directory with a random name below `directory`.
+    """The ASGI app of the upload route. It stores each file below `directory`, in a directory with a random name.
 
-    It keeps a list of the stored files, so that no request has to scan the directory. The oldest are deleted first.
+    Beyond `MAX_STORED` files or `MAX_STORED_BYTES`, it deletes the oldest files.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._held = BodyMemory(MAX_HELD_BYTES, MAX_HELD_BYTES_EACH)
+        # Path and bytes of each stored file, oldest first. Without this list, each request would scan the directory.
         self._stored: deque[tuple[Path, int]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +48,8 @@ class Uploads:
         response: Response
         address = (scope.get("client") or ("",))[0]
         try:
-            with self._held.body_of(address) as count:
-                response = await self._receive(Request(scope, receive), count)
+            with self._held.body_of(address) as count_bytes:
+                response = await self._store_file(Request(scope, receive), count_bytes)
         except TooManyBytes:
             message = (
                 f"Too many uploads at the same time. Allowed: {MAX_HELD_BYTES_EACH} bytes from one address and"
@@ -56,27 +58,32 @@ class Uploads:
             response = PlainTextResponse(message, 503, {"Retry-After": "1", "Connection": "close"})
         await response(scope, receive, send)
 
-    async def _receive(self, request: Request, count: Callable[[int], None]) -> Response:
+    async def _store_file(self, request: Request, count_bytes: Callable[[int], None]) -> Response:
+        """Receive a form, store its file, and return a response with the path or an error.
+
+        Raises TooManyBytes if other uploads use the memory for forms.
+        """
         boundary = boundary_of(request.headers.get("content-type"))
         if not boundary:
-            return PlainTextResponse(f"content-type: allowed: {MEDIA_TYPE} with a boundary.", 400)
+            return PlainTextResponse(f"The Content-Type must be {MEDIA_TYPE} with a boundary.", 400)
         try:
             reader = FormReader(boundary, max_parts=1)
             async for piece in request.stream():
-                count(len(piece))
+                count_bytes(len(piece))
                 reader.write(piece)
             name, content = _file_in(reader)
         except FormParserError as error:
             return PlainTextResponse(f"The form cannot be read: {error}. Send exactly one file.", 400)
         if len(content) > MAX_UPLOAD_BYTES:
-            return PlainTextResponse(f"The file is larger than {MAX_UPLOAD_BYTES} bytes.", 413)
+            message = f"The file has {len(content)} bytes. Allowed: at most {MAX_UPLOAD_BYTES}."
+            return PlainTextResponse(message, 413)
         path = self._directory / secrets.token_hex(16) / _file_name(name)
         self._stored.append((path, len(content)))
-        await run_in_threadpool(_write, path, content, self._pop_excess())
+        await run_in_threadpool(_replace_files, self._pop_excess(), path, content)
         return JSONResponse([str(path)])
 
     def _pop_excess(self) -> list[Path]:
-        """Remove the oldest files beyond the limits from the list, and return their paths."""
+        """Remove the oldest files beyond the limits from the list. Returns their paths, for the caller to delete."""
         excess = []
         while len(self._stored) > MAX_STORED or sum(size_bytes for _, size_bytes in self._stored) > MAX_STORED_BYTES:
             excess.append(self._stored.popleft()[0])
@@ -84,7 +91,7 @@ class Uploads:
 
 
 def _file_in(reader: FormReader) -> tuple[str, bytearray]:
-    """Return the name and content of the file in a form. Raises FormParserError if the form has none."""
+    """Return the name and the content of the file in a form. Raises FormParserError if the form has no file."""
     parts = reader.finish()
     if not parts:
         raise FormParserError("it has no part")
@@ -92,16 +99,16 @@ def _file_in(reader: FormReader) -> tuple[str, bytearray]:
 
 
 def _file_name(sent: str) -> str:
-    """Return the last part of a received path, without characters that a file system could refuse."""
+    """Return a name for a file that was sent with a name or path: its end, without characters that may be refused."""
     name = _NOT_IN_NAMES.sub("", re.split(r"[/\\]", sent)[-1]).strip(". ")
     return name[-_NAME_CHARACTERS:].lstrip(". ") or "file"
 
 
-def _write(path: Path, content: bytearray, excess: list[Path]) -> None:
-    """Delete the excess files, and write a new one."""
-    for each in excess:
-        with suppress(OSError):  # an event has deleted the file, or Gradio has added another to its directory
-            each.unlink(missing_ok=True)
-            each.parent.rmdir()
+def _replace_files(excess: list[Path], path: Path, content: bytearray) -> None:
+    """Delete the files in `excess` with their directories, and write a new file."""
+    for old_path in excess:
+        with suppress(OSError):  # an event has deleted the directory, or Gradio has added a file to it
+            old_path.unlink(missing_ok=True)
+            old_path.parent.rmdir()
     path.parent.mkdir(parents=True)
     path.write_bytes(content)

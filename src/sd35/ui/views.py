@@ -20,7 +20,7 @@ _FIELDS = (
 
 
 def notice(message: str, kind: Literal["error", "hint", "warning"] = "error") -> str:
-    """Return a message that screen readers announce. The result is empty if the message is empty."""
+    """Return a message that screen readers announce. Returns an empty string for an empty message."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="notice {kind}" role="{role}">{escape(message)}</div>' if message else ""
 
@@ -34,42 +34,44 @@ def substitute_warning(model: str, reason: str) -> str:
 
 
 def progress(batch: ImageBatch) -> str:
-    """Return a card for each image of a batch, and the progress of the whole batch."""
+    """Return a box for each image of a batch, with its preview, and a bar with the progress of the whole batch."""
     jobs = batch.jobs
-    share = sum(each.progress for each in jobs) / len(jobs)
-    state = _state(jobs)
+    percent = 100 * sum(job.progress for job in jobs) / len(jobs)
+    state = escape(_describe_progress(jobs))
     grid = f"--count:{min(len(jobs), 4)};--aspect:{jobs[0].aspect:.4f}"
-    cards = "".join(_card(number, each) for number, each in enumerate(jobs, 1))
+    boxes = "".join(_job_box(number, job) for number, job in enumerate(jobs, 1))
     return (
-        f'<div class="cards" style="{grid}">{cards}</div>'
+        f'<div class="cards" style="{grid}">{boxes}</div>'
         f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
-        f' aria-valuenow="{100 * share:.0f}" aria-valuetext="{escape(state)}">'
-        f'<span style="width:{100 * share:.1f}%"></span></div><p class="state">{escape(state)}</p>'
+        f' aria-valuenow="{percent:.0f}" aria-valuetext="{state}">'
+        f'<span style="width:{percent:.1f}%"></span></div><p class="state">{state}</p>'
     )
 
 
 def failures(batch: ImageBatch) -> str:
-    """Return the reasons why images of a batch are missing. Each reason is shown once."""
-    errors = dict.fromkeys(each.error for each in batch.jobs if each.error)
+    """Return the errors of a batch, each once, and the number of cancelled images. Empty if there are none."""
+    errors = dict.fromkeys(job.error for job in batch.jobs if job.error)
     html = notice(" ".join(errors))
-    if cancelled := sum(each.status == "cancelled" for each in batch.jobs):
+    if cancelled := sum(job.status == "cancelled" for job in batch.jobs):
         message = "Cancelled." if cancelled == len(batch.jobs) else f"{cancelled} of {len(batch.jobs)} cancelled."
         html += notice(message, "hint")
     return html
 
 
 def details(image: GeneratedImage) -> str:
-    """Return the settings of an image."""
+    """Return the settings of an image as a list, and notes about how it was made."""
     request: Mapping[str, Any] = image.request
     rows = [(label, request[name]) for label, name in _FIELDS if request.get(name) not in {"", None}]
-    rows.insert(-3, ("Size", f"{request['width']} x {request['height']}"))
-    notes = [
-        ("Cached: the same request gives the same image.", image.was_cached),
-        ("The content filter blurred this image.", image.is_blurred),
-        (f"Truncated, because it is too long: {', '.join(image.truncated).replace('_', ' ')}.", bool(image.truncated)),
-    ]
-    rows_html = "".join(f"<div><dt>{label}</dt><dd>{escape(_text(value))}</dd></div>" for label, value in rows)
-    notes_html = "".join(f"<p>{escape(note)}</p>" for note, holds in notes if holds)
+    rows.insert(-3, ("Size", f"{request['width']} x {request['height']}"))  # before steps, guidance and seed
+    notes = []
+    if image.was_cached:
+        notes.append("Cached: the same request gives the same image.")
+    if image.is_blurred:
+        notes.append("The content filter blurred this image.")
+    if image.truncated:
+        notes.append(f"Truncated, because it is too long: {', '.join(image.truncated).replace('_', ' ')}.")
+    rows_html = "".join(f"<div><dt>{label}</dt><dd>{escape(_format_value(value))}</dd></div>" for label, value in rows)
+    notes_html = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return f'<dl class="details">{rows_html}</dl><div class="notes">{notes_html}</div>'
 
 
@@ -83,11 +85,12 @@ def image(image: GeneratedImage) -> str:
     )
 
 
-def _text(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _card(number: int, job: ImageJob) -> str:
+def _job_box(number: int, job: ImageJob) -> str:
+    """Return a box with the error or the preview of an image, if any, above a bar with its progress."""
     if job.error or job.status == "cancelled":
         content = f'<p class="why">{escape(job.error or "Cancelled.")}</p>'
     elif job.preview:
@@ -99,25 +102,27 @@ def _card(number: int, job: ImageJob) -> str:
     return f'<div class="card{waiting}">{content}{bar}</div>'
 
 
-def _state(jobs: Sequence[ImageJob]) -> str:
-    """Describe the progress of jobs in a few words."""
-    running = [each for each in jobs if each.status == "running"]
-    done = sum(each.image is not None for each in jobs)
+def _describe_progress(jobs: Sequence[ImageJob]) -> str:
+    """Describe the progress of a batch: "1 of 4 done, step 3 of 28, about 12 s left"."""
+    running = [job for job in jobs if job.status == "running"]
+    queued = [job for job in jobs if job.status == "queued"]
+    positions = [job.queue_position for job in queued if job.queue_position]
+    done = sum(job.image is not None for job in jobs)
     parts = [f"{done} of {len(jobs)} done"] if len(jobs) > 1 else []
     if running:
-        slowest = min(running, key=lambda each: each.progress)
+        slowest = min(running, key=lambda job: job.progress)
         parts.append(f"step {slowest.step} of {slowest.steps}")
-        seconds_left = [each.seconds_left for each in running if each.seconds_left is not None]
+        seconds_left = [job.seconds_left for job in running if job.seconds_left is not None]
         if seconds_left:
-            parts.append(f"about {_duration(max(seconds_left))} left")
-    elif positions := [each.queue_position for each in jobs if each.status == "queued" and each.queue_position]:
-        parts.append(f"queued behind {min(positions)}")
-    elif any(each.status == "queued" for each in jobs):
+            parts.append(f"about {_format_duration(max(seconds_left))} left")
+    elif positions:
+        parts.append(f"{min(positions)} ahead in the queue")
+    elif queued:
         parts.append("starting")
     state = ", ".join(parts) or "Done"
     return state[0].upper() + state[1:]
 
 
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{max(whole, 1)} s" if whole < 90 else f"{round(whole / 60)} min"
+def _format_duration(seconds: float) -> str:
+    rounded_s = round(seconds)
+    return f"{max(rounded_s, 1)} s" if rounded_s < 90 else f"{round(rounded_s / 60)} min"

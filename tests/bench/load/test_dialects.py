@@ -104,12 +104,15 @@ def test_the_api_key_is_sent_as_each_dialect_expects():
 @pytest.mark.parametrize(
     ("request_class", "message"),
     [
-        (RequestClass(name="a", steps=(4,)), "'a' has steps; allowed with --dialect stability: none"),
+        (RequestClass(name="a", steps=(4,)), "or use one of these dialects: sd35, openai, a1111, plain"),
         (
             RequestClass(name="a", sizes=("100x64",)),
-            "'a': sizes: got 100x64, 25:16; allowed with --dialect stability",
+            "'a' has the size 100x64, which has the aspect ratio 25:16; allowed with --dialect stability: 16:9",
         ),
-        (RequestClass(name="a", guidance=(0.0,)), "'a': guidance: got 0; allowed with --dialect stability: 1 to 10"),
+        (
+            RequestClass(name="a", guidance=(0.0,)),
+            "'a' has the guidance 0; allowed with --dialect stability: 1 to 10",
+        ),
     ],
 )
 def test_fields_that_a_dialect_does_not_support_are_refused(request_class: RequestClass, message: str):

@@ -100,15 +100,15 @@ def test_the_digest_of_a_workload_ignores_its_name():
     ("change", "message"),
     [
         ({"sped": 1}, "sped: got an unknown key; allowed: name, seed, repeated_prompts, repeated_images, prompts"),
-        ({"repeated_prompts": 2}, "repeated_prompts: got 2; input should be less than or equal to 1"),
+        ({"repeated_prompts": 2}, "repeated_prompts: got 2; allowed: less than or equal to 1"),
         ({"classes": []}, "classes: got []; allowed: one or more"),
         ({"classes": [{"name": "all"}]}, "classes.0.name: got 'all'; allowed: any other name"),
         ({"classes": [{"name": "a", "step": [4]}]}, "classes.0.step: got an unknown key; allowed: name, weight, sizes"),
-        ({"classes": [{"name": "a", "steps": [0]}]}, "classes.0.steps.0: got 0; input should be greater than or equal"),
-        ({"classes": [{"name": "a", "weight": -1}]}, "classes.0.weight: got -1; input should be greater than 0"),
+        ({"classes": [{"name": "a", "steps": [0]}]}, "classes.0.steps.0: got 0; allowed: greater than or equal to 1"),
+        ({"classes": [{"name": "a", "weight": -1}]}, "classes.0.weight: got -1; allowed: greater than 0"),
         ({"classes": [{"name": "a", "sizes": ["big"]}]}, "classes.0.sizes.0: got 'big'; allowed: WIDTHxHEIGHT"),
         ({"classes": [{"steps": [4]}]}, "classes.0.name: is missing"),
-        ({"classes": [{"name": "a"}, {"name": "a"}]}, "classes: two are named 'a'"),
+        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes are named 'a'; allowed: unique names"),
     ],
 )
 def test_the_error_of_a_wrong_file_names_the_field(tmp_path: Path, change: dict[str, object], message: str):

@@ -31,7 +31,7 @@ def test_a_machine_is_busy_if_other_processes_use_more_than_a_tenth_of_it():
 def test_own_processes_do_not_count_as_background(monkeypatch: pytest.MonkeyPatch):
     """Of six busy seconds in four seconds on two cores, five were of this process and its child."""
     times = iter([(100.0, 50.0, 10.0), (104.0, 56.0, 15.0), (104.0, 56.0, 15.0)])
-    monkeypatch.setattr(BackgroundUsage, "_times", lambda _: next(times))
+    monkeypatch.setattr(BackgroundUsage, "_read_times", lambda _: next(times))
     others = BackgroundUsage()
     assert others.cores() == pytest.approx(0.25)
     assert others.cores() is None  # no time has passed
@@ -136,5 +136,5 @@ def test_without_nvidia_ml_py_the_reason_says_what_to_install(monkeypatch: pytes
     """Nothing is sampled."""
     monkeypatch.setattr("sd35.bench.monitoring.gpu.find_spec", lambda _: None)
     gpus = Gpus()
-    assert gpus.skip_reason == "nvidia-ml-py is not installed: pip install 'sd35-fp8-mirror[bench]'"
+    assert gpus.skip_reason == "nvidia-ml-py is not installed; install it with: pip install 'sd35-fp8-mirror[bench]'"
     assert gpus.sample([1]) is None

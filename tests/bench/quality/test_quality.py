@@ -82,7 +82,7 @@ def test_a_comparison_has_figures_of_all_images_and_of_the_worst():
 def test_images_of_other_sizes_are_not_compared():
     """The reason gives both sizes."""
     quality = compare_images("r", [noise(1, 24)], [noise(1, 32)])
-    assert quality.skip_reason == "the server's images are of 24x24 px, the reference's of 32x32 px"
+    assert quality.skip_reason == "the server's image is 24x24 px, the reference image 32x32 px"
     assert quality.psnr_db is None
 
 

@@ -12,7 +12,8 @@ class GpuSample(NamedTuple):
     """Memory and energy of all GPUs together at one moment.
 
     `used_bytes` is the memory of the server's processes. In containers and on some shared machines, the driver does
-    not list local processes; then it is the used memory of the GPUs. `energy_j` counts from the loading of the driver.
+    not list local processes. Then `used_bytes` is the memory that all processes use. `energy_j` is the energy since the
+    driver was loaded, or None if a GPU does not measure it.
     """
 
     used_bytes: int
@@ -20,10 +21,10 @@ class GpuSample(NamedTuple):
 
 
 class Gpus:
-    """All GPUs that NVIDIA's library knows. `skip_reason` says why nothing can be read, or is None.
+    """All GPUs that NVIDIA's driver lists. `skip_reason` says why nothing can be read, or is None.
 
-    `is_local` says whether the server's processes are visible here. If not, the server may run on another machine, so
-    the GPUs of this one are not read.
+    `is_local` says whether the server's processes are visible on this machine. If not, the server may run on another
+    machine, so this machine's GPUs are not read.
     """
 
     def __init__(self, *, is_local: bool = True) -> None:
@@ -33,7 +34,7 @@ class Gpus:
             self.skip_reason = "the server's process is not visible on this machine"
             return
         if find_spec("pynvml") is None:
-            self.skip_reason = "nvidia-ml-py is not installed: pip install 'sd35-fp8-mirror[bench]'"
+            self.skip_reason = "nvidia-ml-py is not installed; install it with: pip install 'sd35-fp8-mirror[bench]'"
             return
         import pynvml
 
@@ -45,28 +46,31 @@ class Gpus:
             self.skip_reason = f"NVIDIA's driver does not answer: {error}"
         else:
             if not self._handles:
-                self.skip_reason = "NVIDIA's driver knows of no GPU"
+                self.skip_reason = "NVIDIA's driver lists no GPU"
 
     def sample(self, pids: Iterable[int]) -> GpuSample | None:
-        """Read the memory of these processes and the energy now, or return None if there is nothing to read."""
+        """Return the memory that the processes use on all GPUs, and the GPUs' energy. None if nothing can be read."""
         if self.skip_reason:
             return None
         used_bytes = self._used_bytes(set(pids))
-        energies = [self._energy_j(handle) for handle in self._handles]
-        known = [energy_j for energy_j in energies if energy_j is not None]
-        return GpuSample(used_bytes, sum(known) if len(known) == len(energies) else None)
+        energies_j = [self._energy_j(handle) for handle in self._handles]
+        known_j = [energy_j for energy_j in energies_j if energy_j is not None]
+        return GpuSample(used_bytes, sum(known_j) if len(known_j) == len(energies_j) else None)
 
     def _used_bytes(self, pids: set[int]) -> int:
+        """Return the GPU memory of processes. If the driver does not list local processes, returns that of all."""
         with suppress(self._nvml.NVMLError):
-            lists = [self._nvml.nvmlDeviceGetComputeRunningProcesses(handle) for handle in self._handles]
-            processes = [process for listed in lists for process in listed]
+            processes = []
+            for handle in self._handles:
+                processes += self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
             is_complete = all(process.usedGpuMemory is not None for process in processes)
+            # In a container, the driver lists process ids of the host, which do not exist here.
             if is_complete and any(psutil.pid_exists(process.pid) for process in processes):
                 return sum(process.usedGpuMemory for process in processes if process.pid in pids)
         return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
 
     def _energy_j(self, handle: Any) -> float | None:  # noqa: ANN401  a type of NVML
-        """Return the energy counter of a GPU, or None if it has none (GPUs before Volta)."""
+        """Return the energy counter of a GPU, or None if the GPU has no counter (GPUs before Volta)."""
         with suppress(self._nvml.NVMLError):
-            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # from millijoules
         return None

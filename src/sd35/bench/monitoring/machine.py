@@ -1,4 +1,4 @@
-"""The machine of a measurement: hardware, versions, commit, and the load that other processes put on it."""
+"""The machine of a measurement: hardware, versions, commit, and the cores that other processes use."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import psutil
 from sd35.bench.frozen import Frozen
 from sd35.doctor import gpus, processor
 
-BUSY_SHARE = 0.1  # if other processes use a larger share of the cores, the result is marked
+BUSY_SHARE = 0.1  # if other processes use a larger share of the cores, the machine counts as busy
 _LIBRARIES = (
     "diffusers", "fastapi", "httpx2", "numpy", "onnxruntime", "openvino", "tensorrt-rtx-cu12", "torch", "torchao",
     "transformers", "uvicorn",
@@ -22,7 +22,10 @@ _GIT_TIMEOUT_S = 10
 
 
 class Machine(Frozen):
-    """Hardware and software. `commit` is the commit of the checkout, followed by + if files were changed."""
+    """Hardware and software.
+
+    `commit` is the commit of the checkout, followed by + if files were changed, or None outside a checkout.
+    """
 
     system: str
     processor: str
@@ -34,14 +37,23 @@ class Machine(Frozen):
     commit: str | None
 
     def differences(self, other: "Machine") -> list[str]:
-        """Describe the differences of hardware, operating system and Python."""
-        fields = ("processor", "cores", "memory_bytes", "gpus", "system", "python")
-        pairs = ((field, getattr(self, field), getattr(other, field)) for field in fields)
-        return [f"{field.removesuffix('_bytes')}: {one} and {two}" for field, one, two in pairs if one != two]
+        """Describe each difference in hardware, operating system and Python, such as "cores (4 and 8)"."""
+        pairs = (
+            ("processor", self.processor, other.processor),
+            ("cores", self.cores, other.cores),
+            ("bytes of memory", self.memory_bytes, other.memory_bytes),
+            ("GPUs", ", ".join(self.gpus) or "none", ", ".join(other.gpus) or "none"),
+            ("operating system", self.system, other.system),
+            ("Python", self.python, other.python),
+        )
+        return [f"{name} ({ours} and {theirs})" for name, ours, theirs in pairs if ours != theirs]
 
 
 class BackgroundLoad(Frozen):
-    """Cores used by other processes: the mean before and during the measurement, and the peak of one sample."""
+    """Cores used by other processes: the mean before and during the measurement, and the maximum of one sample.
+
+    `cores` is the number of cores of the machine.
+    """
 
     before_cores: float
     during_cores: float
@@ -55,11 +67,12 @@ class BackgroundLoad(Frozen):
 
     @property
     def description(self) -> str:
-        """The load in one sentence. It begins with BUSY MACHINE if the machine was busy."""
+        """The load as text. It begins with BUSY MACHINE if the machine was busy."""
         used = f"other processes used {self.before_cores:.2f} cores before and {self.during_cores:.2f} during the run"
         if self.is_busy:
-            return f"BUSY MACHINE: {used}, of {self.cores}: these figures mean little, measure again on a quiet machine"
-        return f"quiet machine: {used}, of {self.cores}"
+            advice = "These figures mean little; measure again on a quiet machine"
+            return f"BUSY MACHINE: {used}, of {self.cores} in total. {advice}"
+        return f"quiet machine: {used}, of {self.cores} in total"
 
 
 def this_machine() -> Machine:
@@ -81,19 +94,26 @@ class BackgroundUsage:
 
     def __init__(self, server_pid: int | None = None) -> None:
         self._pids = {os.getpid(), server_pid or os.getpid()}
-        self._previous = self._times()
+        self._previous = self._read_times()
 
     def cores(self) -> float | None:
-        """Return the cores that other processes used since the last call, or None if no time has passed."""
-        previous = self._previous
-        self._previous = time_s, busy_s, own_s = self._times()
-        elapsed_s = time_s - previous[0]
-        return max(0.0, (busy_s - previous[1] - (own_s - previous[2])) / elapsed_s) if elapsed_s > 0 else None
+        """Return the mean number of cores that other processes used since the last call.
 
-    def _times(self) -> tuple[float, float, float]:
-        """Return elapsed seconds, busy seconds of all cores, and processor seconds of our own processes."""
+        Returns None if the system's clock has not advanced.
+        """
+        time_before_s, busy_before_s, own_before_s = self._previous
+        self._previous = time_s, busy_s, own_s = self._read_times()
+        elapsed_s = time_s - time_before_s
+        if elapsed_s <= 0:
+            return None
+        others_s = (busy_s - busy_before_s) - (own_s - own_before_s)
+        return max(0.0, others_s / elapsed_s)
+
+    def _read_times(self) -> tuple[float, float, float]:
+        """Return seconds since the system started, busy seconds of all cores, and busy seconds of our own processes."""
         machine = psutil.cpu_times()
-        guests_s = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # also in user and nice
+        # The time of virtual machines is also part of `user` and `nice`.
+        guests_s = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
         total_s = sum(machine) - guests_s
         idle_s = machine.idle + getattr(machine, "iowait", 0.0)
         own = {process.pid: process for pid in self._pids for process in process_tree(pid)}
@@ -101,7 +121,7 @@ class BackgroundUsage:
 
 
 def background_load(before_cores: float, samples: Sequence[float]) -> BackgroundLoad:
-    """Summarise samples of `BackgroundUsage.cores`."""
+    """Summarise the cores that other processes used before the measurement, and in samples during it."""
     return BackgroundLoad(
         before_cores=round(before_cores, 3),
         during_cores=round(sum(samples) / len(samples), 3) if samples else 0.0,
@@ -111,7 +131,7 @@ def background_load(before_cores: float, samples: Sequence[float]) -> Background
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants, or an empty list if it has ended."""
+    """Return a process and its descendants, or an empty list if the process has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -119,23 +139,25 @@ def process_tree(pid: int) -> list[psutil.Process]:
 
 
 def _processor_s(process: psutil.Process) -> float:
+    """Return the processor seconds of a process and of its ended children, or 0 if they cannot be read."""
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         times = process.cpu_times()
-        ended = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)  # of ended children
-        return float(times.user + times.system + ended)
+        ended_children_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+        return float(times.user + times.system + ended_children_s)
     return 0.0
 
 
 def _versions() -> dict[str, str]:
-    found = {"sd35-fp8-mirror": version("sd35-fp8-mirror")}
+    """Return the installed versions of this package and of its libraries, by name."""
+    versions = {"sd35-fp8-mirror": version("sd35-fp8-mirror")}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _commit(folder: Path) -> str | None:
-    """Describe the commit, or return None if the package is not in a checkout or git is missing."""
+    """Return the commit of a directory's checkout, followed by + if files were changed. None without git."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)  # noqa: S603

@@ -1,4 +1,4 @@
-"""Samples a server and the machine during a measurement: memory, other processes, batches and GPUs."""
+"""Take samples of a server and of the machine during a measurement: memory, other processes, batches and GPUs."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from sd35.bench.monitoring.gpu import Gpus
 from sd35.bench.monitoring.machine import BackgroundUsage, process_tree
 from sd35.bench.server import fetch_metrics, http_client
 
-_SAMPLES_PER_SCRAPE = 4  # because a scrape costs the service some milliseconds
+_SAMPLES_PER_SCRAPE = 4  # only every fourth sample fetches the metrics, because that costs the server milliseconds
 _ROW_STEPS, _BATCHES = "sd35_engine_row_steps_total", "sd35_engine_batch_duration_seconds_count"
 _BATCH_S = "sd35_engine_batch_duration_seconds_sum"
 _IMAGES = "sd35_engine_images{"
@@ -35,11 +35,13 @@ class MonitorSample(Frozen):
 
 
 class Monitor(threading.Thread):
-    """Takes a sample every `interval_s` from `start` to `stop`, or within a `with` block.
+    """A thread that takes a sample every `interval_s` from `start` to `stop`, or within a `with` block.
 
-    `pid` is the server's process if it runs here; otherwise its memory comes from its own metrics. `headers` are sent
-    with requests for metrics, or are None if the server does not have this project's metrics. `before_cores` is the
-    load of other processes before the measurement.
+    Args:
+        url: Address of the server.
+        pid: The server's process if it runs on this machine. If None, its memory comes from its own metrics.
+        headers: Sent with requests for metrics. None if the server does not have this project's metrics.
+        before_cores: Cores that other processes used before the measurement, for the report.
     """
 
     interval_s = 0.25
@@ -74,23 +76,27 @@ class Monitor(threading.Thread):
         return self.samples
 
     def _sample(self, http: httpx2.Client) -> MonitorSample:
+        """Take one sample."""
         processes = process_tree(self._pid) if self._pid else []
         background = self._background.cores()
         gpu = self.gpus.sample([process.pid for process in processes])
         is_scrape = self._headers is not None and len(self.samples) % _SAMPLES_PER_SCRAPE == 0
-        engine = self._engine_values(http) if is_scrape else {}
-        reported_bytes = int(engine.pop("resident_bytes", 0))
+        reported = self._scrape_values(http) if is_scrape else {}
+        reported_bytes = int(reported.pop("resident_bytes", 0))
         return MonitorSample(
             time_s=round(time.monotonic() - self.start_s, 3),
             resident_bytes=_resident_bytes(processes) or reported_bytes or None,
             background_cores=None if background is None else round(background, 3),
             vram_bytes=gpu.used_bytes if gpu else None,
             energy_j=gpu.energy_j if gpu else None,
-            **engine,
+            **reported,
         )
 
-    def _engine_values(self, http: httpx2.Client) -> dict[str, float]:
-        """Derive the engine's values from the metrics now and at the last scrape."""
+    def _scrape_values(self, http: httpx2.Client) -> dict[str, float]:
+        """Fetch the metrics, and return the fields of a sample that they give, by name.
+
+        Fields about batches cover the time since the last scrape. The dict is empty if there are no metrics.
+        """
         (previous_s, before), now = self._scrape, fetch_metrics(http)
         now_s = time.monotonic()
         self._scrape = now_s, now
@@ -108,7 +114,7 @@ class Monitor(threading.Thread):
 
 
 def background_cores(seconds: float, server_pid: int | None = None) -> float:
-    """Wait for some seconds, and return the cores that other processes used meanwhile."""
+    """Wait for some seconds. Returns the mean number of cores that other processes used meanwhile."""
     usage = BackgroundUsage(server_pid)
     time.sleep(seconds)
     return usage.cores() or 0.0
@@ -119,15 +125,18 @@ def occupancy(before: Mapping[str, float], after: Mapping[str, float]) -> dict[s
     prefix = "sd35_engine_batch_occupancy_ratio_bucket{"
     counts: dict[str, float] = {}
     below = 0.0
-    for name in (name for name in after if name.startswith(prefix) and "+Inf" not in name):
-        cumulative = after[name] - before.get(name, 0.0)
-        counts[name.partition('le="')[2].partition('"')[0]] = cumulative - below
-        below = cumulative
+    for name in after:
+        if name.startswith(prefix) and "+Inf" not in name:
+            # A bucket of Prometheus also counts all smaller values, so the count of the bucket below is subtracted.
+            cumulative = after[name] - before.get(name, 0.0)
+            upper_bound = name.partition('le="')[2].partition('"')[0]
+            counts[upper_bound] = cumulative - below
+            below = cumulative
     return counts
 
 
 def _resident_bytes(processes: Sequence[psutil.Process]) -> int:
-    """Add up the memory of all processes. Pages that they share count for each of them."""
+    """Return the resident memory of all processes together. A page that several of them share counts several times."""
     total = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess):

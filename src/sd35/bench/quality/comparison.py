@@ -1,4 +1,4 @@
-"""Compares the images of a server with those of a reference for the same requests: PSNR and SSIM.
+"""Compare the images of a server with reference images of the same requests: PSNR and SSIM.
 
 SSIM as defined by Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
 Similarity" (2004): a Gaussian window of 11x11 px with sigma 1.5, K1 = 0.01, K2 = 0.03, on luma (ITU-R BT.601).
@@ -25,7 +25,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class ImagePair(Frozen):
-    """Thumbnails of an image and of the reference's: lossy WebP files in base64."""
+    """Thumbnails of an image and of its reference image: lossy WebP files in base64."""
 
     prompt: str
     image: str
@@ -33,11 +33,13 @@ class ImagePair(Frozen):
 
 
 class Quality(Frozen):
-    """The difference between a server's images and the reference's.
+    """The difference between a server's images and the reference images.
 
-    `psnr_db` is over the pixels of all images, and `min_psnr_db` is that of the worst image. Both are None if no pixel
-    differs. `correct_share` and `reference_correct_share` are the shares of images that show their prompts, or None
-    if the model is not the embedded one. `skip_reason` says why images were not compared, or is None.
+    `images` is their number, and `identical` the number of images without a different pixel. `psnr_db` is over the
+    pixels of all images, and `min_psnr_db` is that of the worst image. Both are None if no pixel differs. `ssim` is the
+    mean over all images, and `min_ssim` is that of the worst. `correct_share` and `reference_correct_share` are the
+    shares of images that show their prompts, or None if the model is not the embedded one. `skip_reason` says why
+    images were not compared, or is None.
     """
 
     reference: str
@@ -54,13 +56,17 @@ class Quality(Frozen):
 
 
 def compare_images(reference: str, images: Sequence[Pixels], reference_images: Sequence[Pixels]) -> Quality:
-    """Compare images with the same number of images of the reference. Images of other sizes are not compared."""
+    """Compare each image with the reference image at the same position. `reference` is the reference's name.
+
+    If the sizes of a pair differ, no images are compared, and the result has a `skip_reason`.
+    """
     pairs = list(zip(images, reference_images, strict=True))
-    if any(one.shape != other.shape for one, other in pairs):
-        reason = f"the server's images are of {_size(images[0])}, the reference's of {_size(reference_images[0])}"
-        return Quality(reference=reference, images=len(images), skip_reason=reason)
-    errors = [mean_squared_error(one, other) for one, other in pairs]
-    similarities = [ssim(one, other) for one, other in pairs]
+    for image, expected in pairs:
+        if image.shape != expected.shape:
+            reason = f"the server's image is {_describe_size(image)}, the reference image {_describe_size(expected)}"
+            return Quality(reference=reference, images=len(images), skip_reason=reason)
+    errors = [mean_squared_error(image, expected) for image, expected in pairs]
+    similarities = [ssim(image, expected) for image, expected in pairs]
     return Quality(
         reference=reference,
         images=len(images),
@@ -73,10 +79,11 @@ def compare_images(reference: str, images: Sequence[Pixels], reference_images: S
 
 
 def example_pairs(prompts: Sequence[str], images: Sequence[Pixels], expected: Sequence[Pixels]) -> list[ImagePair]:
-    """Make thumbnails of the first few pairs for the report."""
+    """Make thumbnails of the first images and of their reference images (`expected`), for the report."""
+    first = islice(zip(prompts, images, expected, strict=True), _MAX_EXAMPLES)
     return [
-        ImagePair(prompt=prompt, image=_thumbnail(image), reference_image=_thumbnail(other))
-        for prompt, image, other in islice(zip(prompts, images, expected, strict=True), _MAX_EXAMPLES)
+        ImagePair(prompt=prompt, image=_encode_thumbnail(image), reference_image=_encode_thumbnail(reference_image))
+        for prompt, image, reference_image in first
     ]
 
 
@@ -87,7 +94,7 @@ def decode_image(file: bytes) -> Pixels:
 
 
 def mean_squared_error(one: Pixels, other: Pixels) -> float:
-    """Return the mean squared difference of the levels from 0 to 255."""
+    """Return the mean squared difference of two images, in squared levels (0 to 255)."""
     return float(np.square(one.astype(np.float64) - other).mean())
 
 
@@ -97,7 +104,7 @@ def psnr_db(error: float) -> float | None:
 
 
 def ssim(one: Pixels, other: Pixels) -> float:
-    """Return the mean structural similarity: 1 for equal images. Both sides must be at least `WINDOW_PX` long."""
+    """Return the mean structural similarity: 1 for equal images. Width and height must be at least `WINDOW_PX`."""
     x, y = one @ _LUMA, other @ _LUMA
     mean_x, mean_y = _blur(x), _blur(y)
     variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
@@ -118,13 +125,14 @@ def _blur(levels: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "inner
     return levels
 
 
-def _thumbnail(image: Pixels) -> str:
+def _encode_thumbnail(image: Pixels) -> str:
+    """Shrink an image to fit into a square, and return it as a WebP file in base64."""
     thumbnail, file = Image.fromarray(image), io.BytesIO()
     thumbnail.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     thumbnail.save(file, "WEBP", quality=80)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _size(image: Pixels) -> str:
+def _describe_size(image: Pixels) -> str:
     height, width = image.shape[:2]
     return f"{width}x{height} px"

@@ -1,7 +1,7 @@
-"""The share of the embedded model's images that show what their prompts ask for.
+"""The share of the embedded model's images that show the scenes of their prompts.
 
-`glyphs.webp` is a row of the objects' glyphs, which `python -m training.glyphs` draws with the font Noto Color Emoji:
-see NOTICE.
+`glyphs.webp` has the glyphs of all objects side by side. `python -m training.glyphs` draws them with the font Noto
+Color Emoji: see NOTICE.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sd35.bench.quality.judge import Judge
 from sd35.bench.scenes import Scene
 
 GLYPHS, GLYPH_PX = Path(__file__).with_name("glyphs.webp"), 48
-# In the order of `training.vocabulary`; a test compares the two.
+# In the order of the glyphs in the file, which is that of `training.vocabulary`. A test compares the two.
 OBJECTS = (
     "apple", "banana", "grapes", "strawberry", "lemon", "carrot", "mushroom", "pizza", "cake", "cherries", "watermelon",
     "pineapple", "corn", "hamburger", "donut", "egg", "cat", "dog", "panda", "frog", "fish", "whale", "butterfly",
@@ -27,8 +27,8 @@ OBJECTS = (
 
 
 def correct_share(images: Sequence[Pixels], scenes: Sequence[Scene]) -> float:
-    """Return the share of images that show their scenes."""
-    judge = _judge()
+    """Return the share of images that show their scenes. The images are of the scenes in the same order."""
+    judge = _load_judge()
     verdicts = [
         judge.verdict(image, scene.objects, scene.background, scene.relation).is_correct
         for image, scene in zip(images, scenes, strict=True)
@@ -37,7 +37,8 @@ def correct_share(images: Sequence[Pixels], scenes: Sequence[Scene]) -> float:
 
 
 @cache
-def _judge() -> Judge:
+def _load_judge() -> Judge:
+    """Load the glyphs, and return a judge that recognises them."""
     with Image.open(GLYPHS) as row:
         glyphs = [row.crop((left, 0, left + GLYPH_PX, GLYPH_PX)) for left in range(0, row.width, GLYPH_PX)]
     return Judge({name: glyph.crop(glyph.getbbox()) for name, glyph in zip(OBJECTS, glyphs, strict=True)})

@@ -1,4 +1,4 @@
-"""Formats figures and facts as text, for the terminal and for the HTML page."""
+"""Format figures and facts as text, for the terminal and for the HTML page."""
 
 from sd35.bench.monitoring.machine import Machine
 from sd35.bench.quality.comparison import Quality
@@ -10,7 +10,7 @@ CLASS_COLUMNS = ("p50, s", "p95, s", "p99, s", "completed", "refused", "failed")
 
 
 def format_estimate(estimate: Estimate | None, digits: int = 2) -> str:
-    """Format an estimate as "4.21 ±0.30", or as a dash if it is missing."""
+    """Format an estimate with the half-width of its confidence interval: "4.21 ±0.30". Returns "-" for None."""
     if estimate is None:
         return "-"
     interval = "" if estimate.half_width is None else f" ±{estimate.half_width:.{digits}f}"
@@ -29,9 +29,10 @@ def format_bytes(count: int | None) -> str:
 
 def describe_models(result: Result) -> str:
     """Describe the models of the server under test."""
-    models = [model for model in result.server.models or [] if {"id", "backend", "precision"} <= model.keys()]
-    names = ", ".join(f"{model['id']} on {model['backend']}/{model['precision']}" for model in models)
-    return names or "Unnamed model"
+    models = result.server.models or []
+    described = [model for model in models if {"id", "backend", "precision"} <= model.keys()]
+    names = [f"{model['id']} on {model['backend']}/{model['precision']}" for model in described]
+    return ", ".join(names) or "Unnamed model"
 
 
 def describe_server(result: Result) -> str:
@@ -58,13 +59,17 @@ def describe_load(load: LoadResult, plan: Plan) -> str:
 
 
 def class_rows(load: LoadResult) -> list[list[str]]:
-    """Format a row for each class of a load, if it has several, and for all classes: the name, then `CLASS_COLUMNS`."""
-    results = (*(load.classes if len(load.classes) > 1 else ()), load.all)
-    return [
-        [each.name, *map(format_estimate, each.latencies_s.values())]
-        + [str(count) for count in (each.completed, each.refused, each.failed)]
-        for each in results
-    ]
+    """Return a table row for each class of a load, and one for all classes: the name, then `CLASS_COLUMNS`.
+
+    If there is only one class, only the row for all classes is returned.
+    """
+    results = [*load.classes, load.all] if len(load.classes) > 1 else [load.all]
+    rows = []
+    for result in results:
+        latencies = [format_estimate(latency_s) for latency_s in result.latencies_s.values()]
+        counts = [str(count) for count in (result.completed, result.refused, result.failed)]
+        rows.append([result.name, *latencies, *counts])
+    return rows
 
 
 def describe_plan(result: Result) -> str:
@@ -78,7 +83,7 @@ def describe_plan(result: Result) -> str:
 
 
 def describe_quality(quality: Quality | None) -> str:
-    """Describe the comparison of images with the reference's."""
+    """Describe the comparison with the reference images."""
     if quality is None:
         return "not compared"
     if quality.skip_reason:
@@ -103,11 +108,12 @@ def format_psnr(quality: Quality | None, unit: str = "") -> str:
 
 
 def describe_cold_start(result: Result) -> str:
-    """Describe the time from process start to ready, by phase."""
+    """Describe the time from process start to ready, and the seconds of each phase."""
     cold = result.cold_start
     phases = ", ".join(f"{name} {phase_s:.2f}" for name, phase_s in cold.phases_s.items())
     if cold.ready_s is None:
-        return f"not measured: the server was already running{f'; it reports: {phases} s' if phases else ''}"
+        reported = f"; it reports {phases} s" if phases else ""
+        return f"not measured, because the server was already running{reported}"
     return f"{cold.ready_s:.2f} s to ready ({phases} s), then {cold.first_image_s:.2f} s for the first image"
 
 
@@ -148,7 +154,7 @@ def describe_software(machine: Machine) -> str:
 
 
 def facts(result: Result) -> list[tuple[str, str]]:
-    """Describe all parts of a result other than its loads, each with a name."""
+    """Return pairs of a name and a description for all parts of a result other than its loads."""
     return [
         ("cold start", describe_cold_start(result)),
         ("memory", describe_memory(result)),
@@ -157,14 +163,18 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("quality", describe_quality(result.quality)),
         ("workload", describe_plan(result)),
         ("machine" if result.server.is_local else "client", describe_machine(result.machine)),
+        # The versions are those of this process. A server that was started here has the same.
         ("software" if result.server.settings else "client uses", describe_software(result.machine)),
     ]
 
 
 def cell_figures(matrix: Matrix, cell: Cell) -> dict[str, str]:
-    """Format the figures of a combination that ran, by name. GPU memory is included if any combination has it."""
-    first = next(each for each in matrix.cells if not each.skip_reason)
-    assert cell.images_per_s
+    """Format the figures of a combination that ran, by name. "ratio" is to the first combination that ran.
+
+    "GPU memory" is included if it is known for any combination.
+    """
+    first = next(other for other in matrix.cells if not other.skip_reason)
+    assert cell.images_per_s  # every combination that ran has a rate
     assert first.images_per_s
     figures = {
         "images/s": format_estimate(cell.images_per_s),
@@ -173,16 +183,16 @@ def cell_figures(matrix: Matrix, cell: Cell) -> dict[str, str]:
         "p95, s": format_estimate(cell.p95_s),
         "memory": format_bytes(cell.peak_bytes),
     }
-    if any(each.vram_bytes is not None for each in matrix.cells):
+    if any(other.vram_bytes is not None for other in matrix.cells):
         figures["GPU memory"] = format_bytes(cell.vram_bytes)
     ready_s = "-" if cell.ready_s is None else f"{cell.ready_s:.1f}"
     return {**figures, "ready, s": ready_s, "PSNR, dB": format_psnr(cell.quality)}
 
 
 def skipped_cells(matrix: Matrix) -> list[tuple[str, str]]:
-    """List the reasons why combinations were skipped, each with the names of those combinations."""
-    reasons: dict[str, list[str]] = {}
+    """Return pairs of a reason and the names of the combinations that were skipped for this reason."""
+    names_by_reason: dict[str, list[str]] = {}
     for cell in matrix.cells:
         if cell.skip_reason:
-            reasons.setdefault(cell.skip_reason, []).append(cell.name)
-    return [(reason, "; ".join(names)) for reason, names in reasons.items()]
+            names_by_reason.setdefault(cell.skip_reason, []).append(cell.name)
+    return [(reason, "; ".join(names)) for reason, names in names_by_reason.items()]
