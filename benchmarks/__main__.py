@@ -1,7 +1,7 @@
 """Run the benchmarks, print one table, and write all samples to build/benchmarks.json.
 
-The file is written after each benchmark, so that a later failure loses no result. Exits with 1 if a bar is missed or a
-benchmark fails, and with 130 after Ctrl-C.
+Each benchmark compares its main results with limits, called bars. The file is written after each benchmark, so that a
+later failure loses no result. Exits with 1 if a bar is missed or a benchmark fails, and with 130 after Ctrl-C.
 """
 
 import argparse
@@ -52,12 +52,12 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "soak": soak.measure,
     "ui": ui.measure,
 }
-# They need or create a checkpoint of many gigabytes, compile for minutes, or take half an hour.
+# These benchmarks need or create a checkpoint of many gigabytes, compile for minutes, or take half an hour.
 ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
 
 
 def main() -> None:
-    """Run the benchmarks that the command line names, or all but the long ones."""
+    """Run the benchmarks that the command line names. Without names, run all except those in `ONLY_WHEN_NAMED`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     slow = ", ".join(sorted(ONLY_WHEN_NAMED))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all but {slow}")
@@ -67,12 +67,13 @@ def main() -> None:
         "--readme", action="store_true", help="store the figures and update the tables of the documentation"
     )
     options = parser.parse_args()
-    if unknown := set(options.names) - BENCHMARKS.keys():
-        parser.error(f"got {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
+    unknown = set(options.names) - BENCHMARKS.keys()
+    if unknown:
+        parser.error(f"NAME: got {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
     if options.rounds < 1:
         parser.error(f"--rounds: got {options.rounds}; allowed: 1 or more")
     if options.readme and options.names:
-        parser.error("--readme: the tables need all benchmarks; allowed: without names")
+        parser.error("--readme: got names of benchmarks, but the tables need all benchmarks; leave out the names")
     checkpoint = open_checkpoint(options.checkpoint)
     names = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS.keys() - ONLY_WHEN_NAMED)]
     run = Run(checkpoint, machine())
@@ -92,7 +93,10 @@ def main() -> None:
 
 
 class Run:
-    """The outcomes so far. `failures` holds the traceback of each benchmark that failed."""
+    """The outcomes of the benchmarks that have run so far, by name.
+
+    `failures` has the traceback of each benchmark that failed, by name.
+    """
 
     def __init__(self, checkpoint: Checkpoint, machine_found: dict[str, Any]) -> None:
         self._checkpoint, self._machine = checkpoint, machine_found
@@ -111,7 +115,7 @@ class Run:
         }
 
     def measure(self, name: str, rounds: int) -> None:
-        """Run a benchmark and write all outcomes so far."""
+        """Run a benchmark with `rounds` samples of each side, and write all outcomes so far to the file."""
         print(f"measuring {name} ...", flush=True)
         try:
             self.outcomes[name] = BENCHMARKS[name](self._checkpoint.directory, rounds)

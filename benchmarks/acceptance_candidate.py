@@ -1,7 +1,8 @@
-"""Generate images with one candidate: `python -m benchmarks.acceptance_candidate TASK`, with the task as JSON.
+"""Generate images with one candidate of `benchmarks.gpu_acceptance`, and print times and memory as JSON.
 
-Prints JSON: times and memory, or an error. If something must be built first, the error comes with the arguments of the
-`sd35` command that builds it.
+`python -m benchmarks.acceptance_candidate TASK`, with a `CandidateTask` as JSON. If the candidate cannot run, prints an
+`error` instead. If an engine or a graph must be built first, also prints the arguments of the `sd35` command that
+builds it, as `build`.
 """
 
 import json
@@ -31,13 +32,16 @@ from sd35.sampling.sigmas import sigma_schedule_of
 from sd35.settings import Precision
 from sd35.tensors import Array, to_numpy
 
-INTERVAL_S = 0.01
+INTERVAL_S = 0.01  # between two samples of the device's memory
 WARM_UP_STEPS = 3  # engines also record their CUDA graphs in these steps
 
 
 @dataclass(frozen=True)
 class CandidateTask:
-    """The images to generate, and the candidate. Images have guidance, so each step has two rows."""
+    """A candidate, the images to generate, and the `folder` for their files.
+
+    `images` is the number of images. All have guidance, so the transformer computes two rows at each step.
+    """
 
     backend: str
     precision: Precision
@@ -57,7 +61,7 @@ class CandidateTask:
 
 @dataclass
 class DeviceMemory:
-    """Samples the memory that all libraries use on a device, from the creation of this object."""
+    """Samples the free memory of a device, to find how much all libraries use after the creation of this object."""
 
     memory: Memory
 
@@ -93,7 +97,12 @@ class DeviceMemory:
 
 
 def measure(task: CandidateTask) -> dict[str, Any]:
-    """Open the candidate, generate each image and write it. Raises the backend's errors."""
+    """Open the candidate, generate a warm-up image and the timed images, and write the timed images as PNG files.
+
+    Returns:
+        The device's name, the seconds to open the backend, the seconds of each step and of each image, the peak memory
+        in bytes, and the versions of libraries. Keys as in `Row` of `benchmarks.acceptance_report`.
+    """
     checkpoint = open_checkpoint(task.checkpoint)
     kind, memory = memory_of(task.backend, task.device)
     device = DeviceMemory(memory)
@@ -109,7 +118,7 @@ def measure(task: CandidateTask) -> dict[str, Any]:
     with device.watched():
         backend = open_backend(task.backend, checkpoint, options)
         opened_s = time.perf_counter() - began_s
-        prompts = (list(evaluation_prompts(checkpoint)) * task.images)[: task.images]
+        prompts = (list(evaluation_prompts(checkpoint)) * task.images)[: task.images]  # repeated if too few
         _generate(backend, checkpoint, task, prompts[0], 0, steps=WARM_UP_STEPS)
         images = [
             _generate(backend, checkpoint, task, prompt, seed, steps=task.steps) for seed, prompt in enumerate(prompts)
@@ -129,16 +138,17 @@ def measure(task: CandidateTask) -> dict[str, Any]:
 def _generate(
     backend: Backend, checkpoint: Checkpoint, task: CandidateTask, prompt: str, seed: int, *, steps: int
 ) -> tuple[Array, list[float], float]:
-    """Generate an image. Return its pixels, the seconds of each step, and the seconds from text to pixels.
+    """Generate an image. Returns its pixels, the seconds of each step, and the seconds of the image.
 
-    The time of a step includes copying the latent to the host.
+    The time of a step includes copying the latent to the host. The time of the image includes encoding its text and
+    decoding its latent.
     """
     recipe = Recipe(task.width_px, task.height_px, steps, task.guidance, sigma_schedule_of(checkpoint))
     began_s = time.perf_counter()
     positive, negative = backend.encode_text([prompt, ""])
     moments_s = []
     for row in rows_of(backend, recipe, (positive, negative), seed):
-        to_numpy(row.latent)  # waits for the device
+        to_numpy(row.latent)  # waits until the device has computed the step
         moments_s.append(time.perf_counter())
     (pixels,) = backend.decode_latents([row.latent])
     ended_s = time.perf_counter()
@@ -146,6 +156,7 @@ def _generate(
 
 
 def _device_name(kind: str) -> str:
+    """Return the name of the GPU if `kind` is "cuda", or a description of the CPU if it is "cpu"."""
     if kind == "cpu":
         return f"a CPU ({platform.machine()})"
     import torch
@@ -154,17 +165,17 @@ def _device_name(kind: str) -> str:
 
 
 def main() -> None:
-    """Print the result. An error is part of it, so that the other candidates still run."""
+    """Run the task and print the result. An error is printed as a result, so that the other candidates still run."""
     task = CandidateTask(**json.loads(sys.argv[1]))
-    found: dict[str, Any]
+    result: dict[str, Any]
     try:
-        found = measure(task)
+        result = measure(task)
     except NotCompiled as error:
-        found = {"error": str(error), "build": error.arguments}
+        result = {"error": str(error), "build": error.arguments}
     except Exception as error:  # noqa: BLE001  out of memory, an error of a library, ...
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        found = {"error": lines[0]}
-    print(json.dumps(found))
+        result = {"error": lines[0]}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,18 @@ _HEAD = ("Candidate", "Step, ms", "Image, s", "Peak memory, GB", "PSNR against B
 
 @dataclass(frozen=True)
 class Row:
-    """The results of a candidate, or the `error` that prevented its run. The reference has no `psnr_db`."""
+    """The results of a candidate, or the `error` that prevented its run.
+
+    Attributes:
+        name: Name of the candidate.
+        error: Why the candidate did not run. Empty if it ran.
+        opened_s: Seconds to open the backend.
+        steps_s: Seconds of each step of all images.
+        images_s: Seconds of each image, from its text to its pixels.
+        peak_bytes: Peak memory of the device; on a CPU, of the process.
+        psnr_db: Similarity of each image to the same image of the reference. Empty for the reference.
+        is_reference: Whether this is the candidate with which the others are compared.
+    """
 
     name: str
     error: str = ""
@@ -27,7 +38,7 @@ class Row:
 
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
-    """Render a table with one line for each candidate, then the errors."""
+    """Return a Markdown table with one line for each candidate, then a list of the errors."""
     lines = [title, "", f"| {' | '.join(_HEAD)} |", f"|{' --- |' * len(_HEAD)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     errors = [f"- {name}: {error}" for name, error in _errors(rows)]
@@ -35,7 +46,7 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 
 
 def acceptance_page(title: str, rows: Sequence[Row]) -> str:
-    """Render a page with a bar chart of each quantity, the table, and the errors."""
+    """Return an HTML page with a bar chart of each quantity, the table, and the errors."""
     charts = [
         _chart("Step, ms", "Less is better.", rows, _step_ms),
         _chart("Peak memory, GB", "Less is better.", rows, _peak_gb),
@@ -52,14 +63,17 @@ def acceptance_page(title: str, rows: Sequence[Row]) -> str:
 
 
 def _chart(title: str, sentence: str, rows: Sequence[Row], value: Callable[[Row], float]) -> str:
+    """Return a bar chart with the `value` of each candidate that ran, and a sentence below its title."""
     return figure(title, sentence, ranks(title, [(row.name, value(row)) for row in rows if not row.error]))
 
 
 def _errors(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the name and the error of each candidate that did not run."""
     return [(row.name, row.error) for row in rows if row.error]
 
 
 def _cells(row: Row) -> Iterator[str]:
+    """Yield the texts of a row in the order of `_HEAD`."""
     yield row.name
     if row.error:
         yield from ("not run", "", "", "", "")
@@ -72,6 +86,7 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def _psnr_text(row: Row) -> str:
+    """Return the mean and the worst PSNR of a candidate, or why it has none."""
     if row.is_reference:
         return "reference"
     return f"{mean(row.psnr_db):.1f} (worst {min(row.psnr_db):.1f})" if row.psnr_db else "no reference"

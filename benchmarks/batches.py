@@ -1,4 +1,7 @@
-"""Draw a chart of the batches of a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
+"""Generate images of several clients, and draw a chart of the batches: `python -m benchmarks.batches OUTPUT.svg`.
+
+The chart is docs/images/batches.svg. It shows how images join and leave the batch at every step.
+"""
 
 import argparse
 import time
@@ -16,7 +19,7 @@ from sd35.startup import open_model_pool
 
 
 class Arrival(NamedTuple):
-    """A request. `share` is its arrival, relative to the time that the first request takes alone."""
+    """A request. It arrives after the `share` of the time that the first request would take alone."""
 
     share: float
     client: str
@@ -43,23 +46,27 @@ LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the chart, in pixels
 
 
 class Step(NamedTuple):
-    """A batch step: its start and end, and the seeds of its images."""
+    """A step of a batch: its start and end in seconds, and the seeds of the images in the batch."""
 
     start_s: float
     end_s: float
     seeds: list[int]
 
 
-def run() -> tuple[list[Step], list[float]]:
-    """Return the steps of a real run, and the arrival times. The seeds are the indices of `ARRIVALS`."""
+def record() -> tuple[list[Step], list[float]]:
+    """Generate the images of `ARRIVALS`. Returns the steps, and the arrival times of the requests in seconds.
+
+    The seed of each image is its index in `ARRIVALS`. All times are of the monotonic clock.
+    """
     with open_model_pool(load_settings(), [open_checkpoint(EMBEDDED)]) as pool:
 
         def submit(number: int) -> Callable[[], object]:
+            """Submit a request, and return a function that waits for its image."""
             _, client, steps, guidance, side_px = ARRIVALS[number]
             params = GenerationParams("a cat", "", side_px, side_px, steps, guidance, number)
             return pool.submit(pool.resolve(params), client=client).future.result
 
-        submit(0)()
+        submit(0)()  # a warm-up
         began_s = time.monotonic()
         submit(1)()
         alone_s = time.monotonic() - began_s
@@ -76,23 +83,24 @@ def run() -> tuple[list[Step], list[float]]:
 
 
 def _record_steps(executor: BatchExecutor) -> list[Step]:
+    """Wrap the method `step` of an executor. Returns a list to which each step is then added."""
     steps: list[Step] = []
     step = executor.step
 
-    def recorded(generations: Sequence[Generation], *, measure: bool) -> StepResult:
+    def step_and_record(generations: Sequence[Generation], *, measure: bool) -> StepResult:
         began_s = time.monotonic()
         result = step(generations, measure=measure)
         steps.append(Step(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
         return result
 
-    executor.step = recorded  # type: ignore[method-assign]
+    executor.step = step_and_record  # type: ignore[method-assign]
     return steps
 
 
 def chart(steps: list[Step], arrivals_s: list[float]) -> str:
-    """Draw an SVG: time to the right, a line for each image, a block for each of its steps."""
+    """Return an SVG with time from left to right, a line for each image, and a block for each step of an image."""
     start_s, end_s = arrivals_s[0], max(step.end_s for step in steps)
-    scale = (WIDTH - LABEL - 10) / (end_s - start_s)
+    scale = (WIDTH - LABEL - 10) / (end_s - start_s)  # pixels per second
     height = TOP + LANE * len(ARRIVALS) + 10
     title = (
         f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} images,"
@@ -128,7 +136,7 @@ def main() -> None:
     """Generate the images and write the chart."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.parse_args().output.write_text(chart(*run()), encoding="utf-8")
+    parser.parse_args().output.write_text(chart(*record()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Time from process start to ready: `sd35 serve` compared with FastAPI around the plain pipeline.
 
-Both are started alternately. A server is ready when /readyz answers 200, after it has generated its smallest image in
-one step. One start of each comes before the samples, so their files are in the system's cache and their bytecode is
-compiled.
+The two servers are started alternately. A server is ready when /readyz answers 200. Before that, it generates its
+smallest image in one step. The first start of each server does not count: it fills the system's file cache and compiles
+bytecode.
 """
 
 import sys
@@ -14,12 +14,12 @@ from benchmarks.install_size import default_environment
 from benchmarks.outcome import Bar, Outcome, spread
 from benchmarks.processes import running
 
-MAX_S = 2.5
-MAX_SHARE = 1 / 3
+MAX_S = 2.5  # of `sd35 serve`
+MAX_SHARE = 1 / 3  # of the time of the FastAPI server
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Start `sd35 serve` of the default installation and the FastAPI file under uvicorn alternately."""
+    """Start `sd35 serve` of the default installation, and `benchmarks.plain_fastapi` with Uvicorn, alternately."""
     sd35 = [str(default_environment() / "bin" / "sd35"), "serve", "--checkpoint", str(checkpoint)]
     plain = [sys.executable, "-m", "uvicorn", "benchmarks.plain_fastapi:app"]
     ours: list[float] = []
@@ -27,7 +27,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     for _ in range(rounds + 1):
         ours.append(_seconds_to_ready(sd35, {}))
         theirs.append(_seconds_to_ready(plain, {"PLAIN_CHECKPOINT": str(checkpoint)}))
-    first, ours, theirs = (ours[0], theirs[0]), ours[1:], theirs[1:]
+    first, ours, theirs = (ours[0], theirs[0]), ours[1:], theirs[1:]  # the first starts do not count
     share = median(ours) / median(theirs)
     return Outcome(
         [
@@ -45,6 +45,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 
 
 def _seconds_to_ready(command: Sequence[str], variables: dict[str, str]) -> float:
+    """Start a server, wait until it is ready and stop it. Returns the seconds from its start until it was ready."""
     with running(command, variables) as target:
         assert target.server.ready_s is not None
         return target.server.ready_s

@@ -1,4 +1,8 @@
-"""The cost of the engine itself with networks that compute nothing: per row and step, and per decision."""
+"""The cost of the engine itself, measured with networks that compute nothing.
+
+There are two figures: the time of the engine for each step of each image, and the time in which the scheduler chooses
+the next batch.
+"""
 
 import threading
 import time
@@ -25,24 +29,24 @@ from sd35.request import Request
 ROWS, STEPS, SIDE_PX = 32, 100, 128
 IN_FLIGHT = (100, 1000)
 MAX_ROW_US, MAX_DECISION_US = 60.0, 100.0
-_DECISIONS = 500
-_US = 1e6
+_DECISIONS = 500  # per sample
+_US = 1e6  # microseconds in a second
 
 
-class _Free:
-    """A graph that computes nothing and returns a given array."""
+class _FreeGraph:
+    """A graph that computes nothing. It returns the array that `output` returns for its inputs."""
 
     def __init__(self, output: Callable[[Mapping[str, Any]], Any]) -> None:
         self._output = output
 
     def run(self, _names: Sequence[str], inputs: Mapping[str, Any], /) -> list[Any]:
-        """Return the array."""
+        """Return the array as the only output, like the method of an ONNX graph."""
         return [self._output(inputs)]
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Measure both costs as medians over the rounds."""
-    engine = _engine(checkpoint)
+    """Measure the two figures as medians over the rounds."""
+    engine = _open_engine(checkpoint)
     try:
         row_us = [_row_us(engine, number) for number in range(rounds + 1)][1:]
     finally:
@@ -57,28 +61,30 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             Bar(f"the same / with {few}", growth, "x", "<=", many / few),
         ],
         [
-            f"{ROWS} images of {SIDE_PX} px, {STEPS} steps, each with a callback; onnx backend without graphs:",
-            f"{min(row_us):.1f}-{max(row_us):.1f} us: scheduling, stacking, the Euler step, checks for NaN, events",
+            f"{ROWS} images of {SIDE_PX} px, {STEPS} steps, each with a callback; networks that compute nothing;",
+            f"{min(row_us):.1f}-{max(row_us):.1f} us for scheduling, stacking, the Euler step, checks for NaN, events",
             f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} images",
         ],
         {"row_us": row_us, "decision_us": decision_us},
     )
 
 
-def _engine(directory: Path) -> LocalEngine:
+def _open_engine(directory: Path) -> LocalEngine:
+    """Open an engine with a transformer and a decoder that compute nothing. The text encoders are real."""
     checkpoint = open_checkpoint(str(directory))
     backend = open_backend("onnx", checkpoint, Options())
     assert isinstance(backend, GraphBackend)
     zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
     image = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
-    backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  replaces the networks
-    backend._decoder = _Free(lambda _: image)  # noqa: SLF001
+    # Not public: replaces the networks.
+    backend._transformer = _FreeGraph(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001
+    backend._decoder = _FreeGraph(lambda _: image)  # noqa: SLF001
     limits = DeviceLimits(max_rows=ROWS, max_in_flight=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
     return LocalEngine([Pipeline(checkpoint, backend)], limits, EmbeddingCache(10**8))
 
 
 def _row_us(engine: LocalEngine, number: int) -> float:
-    """Return the microseconds of a round, divided by its rows and steps."""
+    """Generate `ROWS` images in `STEPS` steps. Returns the microseconds divided by the number of rows and steps."""
     finished = threading.Semaphore(0)
 
     def on_progress(progress: Progress) -> None:
@@ -101,7 +107,7 @@ def _row_us(engine: LocalEngine, number: int) -> float:
 
 
 def _decision_us(in_flight: int) -> float:
-    """Return the mean microseconds of `next_batch`, each after the previous batch was finished."""
+    """Return the mean microseconds in which the scheduler chooses a batch, with `in_flight` images to choose from."""
     costs = CostModel()
     shapes = [Shape("model", side, side) for side in (8, 12, 16, 32)]
     for shape in shapes:

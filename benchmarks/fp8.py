@@ -1,6 +1,7 @@
-"""Savings and cost of FP8: size on disk and in memory compared with BF16 and float32, and images with float32.
+"""What FP8 saves and costs: the size of the weights on disk and in memory, and the quality of the images.
 
-Runs only when named, because compiling the graphs into build/fp8 takes minutes.
+The sizes are compared with those of BF16 and float32, and the images with those of float32. Runs only when named,
+because compiling the graphs into build/fp8 takes minutes.
 """
 
 from pathlib import Path
@@ -20,12 +21,12 @@ _IN_MEMORY = {
     "diffusers": ("float32", "bfloat16", "fp8-weights", "fp8-storage"),
 }
 _COMPARED = ("bfloat16", "fp8-weights", "fp8-storage")
-_MAX_RATIO = 0.55  # of BF16: FP8 layers take half, the other layers stay as they are
-_MIN_DB = 25.0
+_MAX_RATIO = 0.55  # of the size in BF16: layers in FP8 take half, the other layers as much as before
+_MIN_DB = 25.0  # PSNR against float32
 
 
 def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  sizes vary only by a few MB
-    """Measure each file, process and image once."""
+    """Measure each size and each image once."""
     checkpoint = open_checkpoint(str(directory))
     on_disk = _on_disk(checkpoint)
     in_memory = {
@@ -42,19 +43,19 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  sizes var
         bars.append(Bar(f"images in {precision} against float32's", quality[precision]["mean_db"], "dB", ">=", _MIN_DB))
     notes = [f"transformer's graph and weights on disk, {name}: {_mb(size)}" for name, size in on_disk.items()]
     notes += [
-        f"{name}: resident {_mb(found['rise_bytes'])} over the libraries' {_mb(found['libraries_bytes'])}"
-        for name, found in in_memory.items()
+        f"{name}: resident memory {_mb(memory['rise_bytes'])}, beyond {_mb(memory['libraries_bytes'])} of the libraries"
+        for name, memory in in_memory.items()
     ]
     notes += [f"transformer in memory, PyTorch, {name}: {_mb(size)}" for name, size in weights.items()]
     notes += [
-        f"images in {precision}: {found['mean_db']:.1f} dB on average, {min(found['psnr_db']):.1f} for the worst"
-        for precision, found in quality.items()
+        f"images in {precision}: {psnr['mean_db']:.1f} dB on average, {min(psnr['psnr_db']):.1f} for the worst"
+        for precision, psnr in quality.items()
     ]
     return Outcome(bars, notes, {"on_disk_bytes": on_disk, "held": in_memory, "drawn": quality})
 
 
 def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return the size of the transformer's graph and weights in each compiled precision."""
+    """Compile the graphs in each precision. Returns the bytes of the transformer's graph and weights by precision."""
     backend_module("diffusers")
     from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.fp8 import build_fp8
@@ -78,25 +79,28 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _quality(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compare the images of each precision in PyTorch with those in float32, for the prompts of the quality gate.
+    """Compare the images of each precision in PyTorch with those of float32, for the prompts of `sd35 compile`.
 
-    The text encoders also have that precision.
+    The text encoders also compute in the precision.
+
+    Returns:
+        By precision: the mean PSNR as `mean_db`, and the PSNR of each image as `psnr_db`.
     """
     from sd35.compile.prompts import evaluation_prompts
     from sd35.compile.quality_gate import compare, generate_images
     from sd35.compile.reference_sampling import recipe_of
 
-    expected, found = None, {}
+    expected, qualities = None, {}
     for precision in ("float32", *_COMPARED):
         options = Options(precision=precision, device="cpu", threads=1)  # type: ignore[arg-type]
         backend = open_backend("diffusers", checkpoint, options)
         negative, *positive = backend.encode_text(["", *evaluation_prompts(checkpoint)])
-        images = generate_images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
+        images = generate_images(backend, recipe_of(checkpoint), [(text, negative) for text in positive], lambda: None)
         if expected is not None:
             quality = compare(images, expected)
-            found[precision] = {"mean_db": quality.mean_db, "psnr_db": quality.psnr_db}
-        expected = expected or images
-    return found
+            qualities[precision] = {"mean_db": quality.mean_db, "psnr_db": quality.psnr_db}
+        expected = expected or images  # the first images are in float32
+    return qualities
 
 
 def _mb(size_bytes: int) -> str:

@@ -28,11 +28,11 @@ from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
 _MEMORY_BYTES = 10**10
-_GRAIN = 2.0  # standard deviation, of 255 levels
+_GRAIN = 2.0  # standard deviation of the noise in the image, in levels from 0 to 255
 
 
 class FreeBackend:
-    """A backend without networks. All images of a size are equal. They compress like a photograph."""
+    """A backend without networks. All images of a size are the same, and compress like a photograph."""
 
     name, precision = "free", "float32"
     is_tiled = is_compiled = can_skip_layers = False
@@ -45,22 +45,22 @@ class FreeBackend:
         self._frame = _photograph(max(CARD.side_px))
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """Return empty embeddings."""
+        """Return embeddings that nothing reads."""
         empty = np.zeros(1, np.float32)
         return [TextEmbedding(empty, empty, empty.nbytes) for _ in prompts]
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """Return zeros that take no memory, so that latents stay unchanged."""
+        """Return zeros, so that latents stay unchanged. They take no memory."""
         return [np.broadcast_to(np.float32(0), row.latent.shape) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
-        """Return the top left part of the fixed image in the size of each latent."""
+        """Return, for each latent, the top left part of one fixed image."""
         sides = [(LATENT_PX * latent.shape[1], LATENT_PX * latent.shape[2]) for latent in latents]
         return [np.ascontiguousarray(self._frame[:height, :width]) for height, width in sides]
 
 
 def _photograph(side_px: int) -> Array:
-    """Make an image of smooth colours with grain."""
+    """Return the pixels of a square image of smooth colours with noise."""
     rng = np.random.default_rng(1)
     across, down = np.meshgrid(*2 * [np.linspace(0, 6, side_px)])
     soft = np.stack([np.sin(across + down * (1 + channel)) for channel in range(3)], axis=2)
@@ -76,7 +76,7 @@ def open_free_model_pool(
     *,
     with_fallback: bool,
 ) -> ModelPool:
-    """Replace `sd35.startup.open_model_pool`, with the same limits and another backend. The memory plan is empty."""
+    """Open a model pool with `FreeBackend`, in place of `sd35.startup.open_model_pool`. The memory plan is empty."""
     assert not with_fallback or settings.fallback is None
     on_plan(AvailableMemory("cpu", _MEMORY_BYTES, None), ())
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)

@@ -1,7 +1,8 @@
-"""The share of the machine's matrix-multiply rate that denoising reaches, and the time of each kind of operator.
+"""How close a denoising step comes to the rate at which this machine multiplies matrices, and what takes its time.
 
-The rate is measured in the same run with plain matrix products of the model's shapes; the fastest runtime counts.
-PyTorch counts the operations of a step of the same network: all matrix products, including those of attention.
+The rate is measured in the same run, with matrix products (GEMMs) of the model's shapes. The fastest of NumPy, PyTorch
+and ONNX Runtime counts. PyTorch counts the floating-point operations of a step: all matrix products, including those of
+attention.
 """
 
 import json
@@ -33,11 +34,11 @@ from sd35.host import cores
 BACKENDS = ("onnx", "openvino")
 ROWS, SIDE_PX = (8, 16), 128
 MIN_SHARE = 0.7
-_REPEATS = 5
+_REPEATS = 5  # calls per sample
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Measure the share for each number of rows. Plain products and steps alternate."""
+    """Measure the share for each backend and number of rows. Steps and plain matrix products alternate."""
     opened = open_checkpoint(str(checkpoint))
     transformers = {name: _transformer(name, opened) for name in BACKENDS}
     network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
@@ -57,7 +58,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
                 step_s[name].append(_fastest(partial(transformer.run, ["latent"], inputs)))
             for name, run_all in _GEMMS.items():
                 gemm_s[name].append(_fastest(run_all(shapes)))
-        gemm_rate = gemm_flops / min(median(each) for each in gemm_s.values())
+        gemm_rate = gemm_flops / min(median(samples_s) for samples_s in gemm_s.values())
         rates = ", ".join(f"{name} {gemm_flops / median(s) / 1e9:.0f}" for name, s in gemm_s.items())
         notes.append(f"{rows} rows: {flops / 1e9:.1f} GFLOP; plain GEMMs, GFLOP/s: {rates}")
         for name, samples_s in step_s.items():
@@ -70,12 +71,14 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 
 
 def _transformer(name: str, checkpoint: Checkpoint) -> Graph:
+    """Open a backend and return the graph of its transformer."""
     backend = open_backend(name, checkpoint, Options())
     assert isinstance(backend, GraphBackend)
     return backend._transformer  # noqa: SLF001  to time the network alone
 
 
 def _inputs(network: SD3Transformer2DModel, rows: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return random inputs of the transformer by name, for `rows` images of `SIDE_PX` and 36 text tokens."""
     rng, config, side = np.random.default_rng(0), network.config, SIDE_PX // 8
     shapes = {
         "hidden_states": (rows, 16, side, side),
@@ -87,11 +90,13 @@ def _inputs(network: SD3Transformer2DModel, rows: int) -> dict[str, np.ndarray[A
 
 
 def _call(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Run the network in PyTorch and discard its output."""
     with torch.no_grad():
         network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
 
 
 def _flops(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]) -> int:
+    """Return the number of floating-point operations of a step."""
     counter = FlopCounterMode(display=False)
     with counter:
         _call(network, inputs)
@@ -101,37 +106,44 @@ def _flops(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any
 def _gemm_shapes(
     network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]
 ) -> Counter[tuple[int, int, int]]:
-    """Count the linear layers by the shape (m, k, n) of their products."""
-    found: Counter[tuple[int, int, int]] = Counter()
+    """Return the number of linear layers for each shape (m, k, n) of matrix product."""
+    counts: Counter[tuple[int, int, int]] = Counter()
 
-    def note(layer: torch.nn.Linear, received: tuple[torch.Tensor, ...], _: object) -> None:
-        found[received[0].numel() // layer.in_features, layer.in_features, layer.out_features] += 1
+    def count_shape(layer: torch.nn.Linear, received: tuple[torch.Tensor, ...], _: object) -> None:
+        m = received[0].numel() // layer.in_features  # rows of the input
+        counts[m, layer.in_features, layer.out_features] += 1
 
     linears = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
-    hooks = [layer.register_forward_hook(note) for layer in linears]
+    hooks = [layer.register_forward_hook(count_shape) for layer in linears]
     _call(network, inputs)
     for hook in hooks:
         hook.remove()
-    return found
+    return counts
 
 
 def _matrices(m: int, k: int, n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return two random matrices, of m x k and k x n numbers."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
 
 
 def _numpy_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
+    """Return a function that computes all products with NumPy, each as often as `shapes` counts it."""
     pairs = [(_matrices(*shape), times) for shape, times in shapes.items()]
     return lambda: [a @ b for (a, b), times in pairs for _ in range(times)]
 
 
 def _torch_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
+    """Return a function that computes all products with PyTorch, each as often as `shapes` counts it."""
     pairs = [(tuple(map(torch.from_numpy, _matrices(*shape))), times) for shape, times in shapes.items()]
     return lambda: [a @ b for (a, b), times in pairs for _ in range(times)]
 
 
 def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
-    """Make a graph of each product. The second matrix is a constant, so ONNX Runtime packs it ahead like a weight."""
+    """Return a function that computes all products with ONNX Runtime, each as often as `shapes` counts it.
+
+    Each product is a graph. Its second matrix is a constant, so ONNX Runtime packs it in advance, like a weight.
+    """
     graphs = []
     for (m, k, n), times in shapes.items():
         a, b = _matrices(m, k, n)
@@ -144,7 +156,8 @@ def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
             [onnx.numpy_helper.from_array(b, "b")],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-        # With ONNX Runtime's defaults, the threads of each session would spin while another session computes.
+        # Options of the real transformer. With ONNX Runtime's defaults, the idle threads of each session would take
+        # processor time from the session that computes.
         options = session_options("transformer", cores())
         graphs.append((onnxruntime.InferenceSession(model.SerializeToString(), options), a, times))
     return lambda: [graph.run(None, {"a": a}) for graph, a, times in graphs for _ in range(times)]
@@ -154,7 +167,7 @@ _GEMMS = {"numpy": _numpy_gemms, "torch": _torch_gemms, "onnxruntime": _onnx_gem
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """Return the shortest time of a few calls in seconds. The minimum is least affected by other processes."""
+    """Return the seconds of the fastest of a few calls. Other processes affect it least."""
     call()
     samples_s = []
     for _ in range(_REPEATS):
@@ -165,7 +178,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[str]:
-    """Return the share of each kind of operator in the time of a step, from ONNX Runtime's profile."""
+    """Return a note: the share of each kind of operator in the time of a step, from ONNX Runtime's profile."""
     with TemporaryDirectory() as folder:
         options = session_options("transformer", cores())
         options.enable_profiling = True
@@ -180,6 +193,6 @@ def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> lis
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             took_us[event["args"]["op_name"]] += event["dur"]
-    total = sum(took_us.values())
-    shares = ", ".join(f"{name} {us / total:.0%}" for name, us in took_us.most_common(8))
+    total_us = sum(took_us.values())
+    shares = ", ".join(f"{name} {us / total_us:.0%}" for name, us in took_us.most_common(8))
     return [f"a step with {ROWS[0]} rows: {shares}"]

@@ -1,10 +1,11 @@
 """Compare ways to compute the same images on this machine's GPU: speed, memory and image quality.
 
-The candidates are BF16 in PyTorch, the same compiled, FP8, and TensorRT engines in BF16 and FP8. All generate the same
-prompts from the same noise with the same steps and guidance, one after the other, each in its own process. A candidate
-that cannot run gets a row with the reason. Without --checkpoint, the weights are random but have the real shapes: the
-images are then noise, but time and memory are those of real weights. Without a GPU, --small is used: the embedded model
-on the CPU.
+The ways, called candidates, are PyTorch in BF16, in BF16 and compiled, and in FP8, and TensorRT engines in BF16 and in
+FP8. Each candidate runs in its own process, one after the other. All generate the same prompts from the same noise,
+with the same steps and guidance. If a candidate cannot run, its row of the table says why.
+
+Without --checkpoint, the weights are random but have the real shapes. The images are then noise, but take the time and
+memory of real images. Without a GPU, the embedded model generates a few steps on the CPU, as with --small.
 
 Writes a table, a page, the images and all samples to build/gpu-acceptance/. Exits with 1 if BF16 does not run.
 """
@@ -35,15 +36,15 @@ from sd35.settings import Precision
 from sd35.tensors import Array
 
 _SD35 = "from sd35.cli import main; main()"
-_GUIDANCE = 4.5  # for checkpoints whose default has no guidance
+_GUIDANCE = 4.5  # if the checkpoint generates without guidance by default
 _SMALL = {"images": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
-# The quality gate computes on the CPU: at the native size and all steps, it would take hours.
+# `sd35 compile` checks images of the FP8 graph on the CPU. At the native size and with all steps, it would take hours.
 _FP8_BUILD = ("--size", "512x512", "--steps", "8", "--no-sensitivity")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute images."""
+    """One way to compute images: a backend with its options."""
 
     name: str
     backend: str
@@ -51,7 +52,7 @@ class Candidate:
     torch_compile: bool = False
 
     def images(self, folder: Path) -> Path:
-        """Return the folder of the candidate's images."""
+        """Return the folder of the candidate's images, inside `folder`."""
         return folder / self.name.lower().replace(" ", "-")
 
 
@@ -66,31 +67,32 @@ CANDIDATES = (
 
 
 def main() -> None:
-    """Measure all candidates, print the table, and write everything."""
-    options = _parsed()
+    """Measure all candidates, print the table, and write the results."""
+    options = _parse_options()
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     has_gpu = bool(gpu_architectures())
     if not has_gpu and not options.small:
         print("No NVIDIA GPU found: running the small configuration on the CPU.")
     is_small = options.small or not has_gpu
-    checkpoint = _checkpoint(options, is_small=is_small)
+    checkpoint = _open_or_create_checkpoint(options, is_small=is_small)
     common = _common_task(options, checkpoint, is_small=is_small)
     common["device"] = "cpu" if is_small else "cuda"
-    found = {}
+    results = {}
     for candidate in CANDIDATES:
         print(f"measuring {candidate.name} ...", flush=True)
         images = candidate.images(folder)
         shutil.rmtree(images, ignore_errors=True)
         images.mkdir()
         fields = {key: value for key, value in asdict(candidate).items() if key != "name"}
-        found[candidate] = _measure(CandidateTask(**fields, **common, folder=str(images)))
-    _write(folder, checkpoint, common, found)
-    if found[REFERENCE].get("error"):
+        results[candidate] = _measure(CandidateTask(**fields, **common, folder=str(images)))
+    _write_results(folder, checkpoint, common, results)
+    if results[REFERENCE].get("error"):
         raise SystemExit(1)
 
 
-def _parsed() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
+    """Parse the command line. Exits with a message if it is wrong."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_acceptance", description=__doc__, formatter_class=form
@@ -110,23 +112,27 @@ def _parsed() -> argparse.Namespace:
         "--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder of the results (%(default)s)"
     )
     options = parser.parse_args()
-    if options.images < 1 or (options.steps is not None and options.steps < 1):
-        parser.error("--images, --steps: allowed: 1 or more")
+    if options.images < 1:
+        parser.error(f"--images: got {options.images}; allowed: 1 or more")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps: got {options.steps}; allowed: 1 or more")
     return options
 
 
-def _checkpoint(options: argparse.Namespace, *, is_small: bool) -> Checkpoint:
-    """Open the named checkpoint, the embedded one, or one with random weights. The last is created if missing."""
+def _open_or_create_checkpoint(options: argparse.Namespace, *, is_small: bool) -> Checkpoint:
+    """Open the checkpoint of the options, the embedded one, or one with random weights, which is created if missing."""
     if options.checkpoint or is_small:
         return open_checkpoint(options.checkpoint or EMBEDDED)
     directory: Path = options.output / f"{options.shapes}-random"
-    if not directory.is_dir() and (error := _sd35("synth", options.shapes, "-o", str(directory))):
-        raise SystemExit(f"the random weights could not be created: {error}")
+    if not directory.is_dir():
+        error = _run_sd35("synth", options.shapes, "-o", str(directory))
+        if error:
+            raise SystemExit(f"the random weights could not be created: {error}")
     return open_checkpoint(str(directory))
 
 
 def _common_task(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: bool) -> dict[str, Any]:
-    """Return the fields of the task that all candidates share."""
+    """Return the fields of `CandidateTask` that are the same for all candidates, except the device."""
     card = checkpoint.card
     common = {
         "checkpoint": checkpoint.opened_as,
@@ -143,71 +149,82 @@ def _common_task(options: argparse.Namespace, checkpoint: Checkpoint, *, is_smal
 
 
 def _measure(task: CandidateTask) -> dict[str, Any]:
-    """Run a candidate. If something must be built first, build it and run the candidate again."""
-    found = _run(task)
-    if "build" in found:
-        arguments = [*found["build"], *(_FP8_BUILD if "fp8" in found["build"] else ()), "--cache-dir", task.cache_dir]
+    """Run a candidate. If a graph or an engine must be built first, build it and run the candidate again.
+
+    Returns:
+        The figures that `benchmarks.acceptance_candidate` prints, or the reason as `error`.
+    """
+    result = _run_candidate(task)
+    if "build" in result:
+        arguments = [*result["build"], *(_FP8_BUILD if "fp8" in result["build"] else ()), "--cache-dir", task.cache_dir]
         print(f"  building: sd35 {' '.join(arguments)}", flush=True)
-        if error := _sd35(*arguments):
+        error = _run_sd35(*arguments)
+        if error:
             return {"error": f"building failed: {error}"}
-        found = _run(task)
-    return found
+        result = _run_candidate(task)
+    return result
 
 
-def _run(task: CandidateTask) -> dict[str, Any]:
+def _run_candidate(task: CandidateTask) -> dict[str, Any]:
+    """Run a candidate in its own process. Returns what it prints, or an `error`."""
     try:
         return run_module("benchmarks.acceptance_candidate", json.dumps(asdict(task)))
     except ProcessFailed as error:
         return {"error": _last_line(str(error))}
 
 
-def _sd35(*arguments: str) -> str:
-    """Run `sd35` with arguments. Return an empty string, or the last line of its output if it fails."""
+def _run_sd35(*arguments: str) -> str:
+    """Run a command of `sd35`. Returns "" if it succeeds, else the last line that it has written to stderr."""
     done = subprocess.run(
         [sys.executable, "-c", _SD35, *arguments],
         cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
-    return (_last_line(done.stderr) or f"it ended with {done.returncode}") if done.returncode else ""
+    if not done.returncode:
+        return ""
+    return _last_line(done.stderr) or f"it ended with exit code {done.returncode}"
 
 
 def _last_line(text: str) -> str:
     return "".join(text.strip().splitlines()[-1:])
 
 
-def _rows(folder: Path, found: dict[Candidate, dict[str, Any]]) -> Sequence[Row]:
-    expected = _images(folder, REFERENCE) if not found[REFERENCE].get("error") else []
+def _rows(folder: Path, results: dict[Candidate, dict[str, Any]]) -> Sequence[Row]:
+    """Return the rows of the table. Compares the images of each candidate with those of the reference, if it ran."""
+    expected = _read_images(folder, REFERENCE) if not results[REFERENCE].get("error") else []
     rows = []
-    for candidate, each in found.items():
-        if each.get("error"):
-            rows.append(Row(candidate.name, each["error"]))
+    for candidate, result in results.items():
+        if result.get("error"):
+            rows.append(Row(candidate.name, result["error"]))
             continue
-        pairs = zip(_images(folder, candidate), expected, strict=True) if expected else ()
+        pairs = zip(_read_images(folder, candidate), expected, strict=True) if expected else ()
         psnr = [] if candidate is REFERENCE else [psnr_db(*pair) for pair in pairs]
-        figures = {key: each[key] for key in ("opened_s", "steps_s", "images_s", "peak_bytes")}
+        figures = {key: result[key] for key in ("opened_s", "steps_s", "images_s", "peak_bytes")}
         rows.append(Row(candidate.name, **figures, psnr_db=psnr, is_reference=candidate is REFERENCE))
     return rows
 
 
-def _write(
-    folder: Path, checkpoint: Checkpoint, common: dict[str, Any], found: dict[Candidate, dict[str, Any]]
+def _write_results(
+    folder: Path, checkpoint: Checkpoint, common: dict[str, Any], results: dict[Candidate, dict[str, Any]]
 ) -> None:
-    device = next((each["device"] for each in found.values() if "device" in each), "no device")
+    """Print the table. Write it as Markdown and as an HTML page, and all samples as JSON."""
+    device = next((result["device"] for result in results.values() if "device" in result), "no device")
     title = (
         f"{checkpoint.name} on {device}: {common['width_px']}x{common['height_px']} px, {common['steps']} steps,"
         f" guidance {common['guidance']:g}, images: {common['images']}, one by one"
     )
-    rows = _rows(folder, found)
+    rows = _rows(folder, results)
     table = markdown(title, rows)
     print(f"\n{table}")
     content = {"task": common, "machine": machine(), "rows": [asdict(row) for row in rows]}
-    content["versions"] = {candidate.name: each.get("versions") for candidate, each in found.items()}
+    content["versions"] = {candidate.name: result.get("versions") for candidate, result in results.items()}
     (folder / "acceptance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "acceptance.md").write_text(table, encoding="utf-8")
     (folder / "acceptance.html").write_text(acceptance_page(title, rows), encoding="utf-8")
     print(f"Table, page, images and all samples: {folder}")
 
 
-def _images(folder: Path, candidate: Candidate) -> list[Array]:
+def _read_images(folder: Path, candidate: Candidate) -> list[Array]:
+    """Return the pixels of a candidate's images, in the order of their seeds."""
     files = sorted(candidate.images(folder).glob("*.png"), key=lambda file: int(file.stem))
     return [np.asarray(Image.open(file)) for file in files]
 

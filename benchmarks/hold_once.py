@@ -24,7 +24,7 @@ from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 def held_bytes() -> int:
     """Return the memory of this process in bytes, without memory that its allocator could return to the system."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory to the system; a function of the GNU C library
     return HostMemory().held_bytes()
 
 
@@ -37,8 +37,8 @@ def transformer_bytes(backend: Backend) -> int:
     return bytes_of(weights_of(backend.transformer))
 
 
-def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkpoint:
-    """Open the checkpoint. For ONNX Runtime, it gets the compiled graphs of the precision."""
+def open_with_graphs(name: str, directory: str, precision: str, cache_dir: Path) -> Checkpoint:
+    """Open the checkpoint. For the backend `onnx`, use the compiled graphs of the precision in `cache_dir`."""
     checkpoint = open_checkpoint(directory)
     if name != "onnx":
         return checkpoint
@@ -50,20 +50,20 @@ def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkp
 def main() -> None:
     """Open the backend, run one step, and print the figures as JSON."""
     name, precision, directory, cache_dir = sys.argv[1:]
-    checkpoint = opened(name, directory, precision, Path(cache_dir))
+    checkpoint = open_with_graphs(name, directory, precision, Path(cache_dir))
     backend_module(name)
     if precision.startswith("fp8") and name == "diffusers":
-        import torchao.quantization  # noqa: F401  see above
+        import torchao.quantization  # noqa: F401  before the measurement, so that the library does not count
     before_bytes = held_bytes()
-    requested = "auto" if checkpoint.graphs else precision
+    requested = "auto" if checkpoint.graphs else precision  # the graphs determine the precision
     backend = open_backend(name, checkpoint, Options(precision=requested, device="cpu", threads=1))  # type: ignore[arg-type]
     (text,) = backend.encode_text(["a cat"])
     side = checkpoint.card.side_px[0] // LATENT_PX
     backend.predict_velocity([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.0)])
-    found = {"libraries_bytes": before_bytes, "rise_bytes": held_bytes() - before_bytes}
+    figures = {"libraries_bytes": before_bytes, "rise_bytes": held_bytes() - before_bytes}
     if name == "diffusers":
-        found |= {"transformer_bytes": transformer_bytes(backend)}
-    print(json.dumps(found))
+        figures |= {"transformer_bytes": transformer_bytes(backend)}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

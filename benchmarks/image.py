@@ -1,7 +1,7 @@
-"""One image with the default backend, compared with the same image with plain `StableDiffusion3Pipeline`.
+"""The time of one image with the default backend, and with Diffusers' `StableDiffusion3Pipeline`.
 
-Each side is a separate process that loads once. They generate alternately, each with its library's default number of
-threads. The time of an image is from the call to its pixels in memory.
+The two sides run in separate processes that load once, and generate alternately. Each uses its library's default number
+of threads. The time of an image is from the call until its pixels are in memory.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ MIN_RATIO = 1.5
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Time both sides alternately. Their images are compared, to show that both do the same work."""
+    """Time the two sides alternately, and compare their images, to show that they do the same work."""
     with Worker("onnx", checkpoint) as onnx, Worker("pipeline", checkpoint) as pipeline:
         sides = {"onnx": onnx.generate, "pipeline": pipeline.generate}
         samples = run_interleaved(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
@@ -26,7 +26,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side, alternately; medians",
             *map(samples.describe, sides),
             f"ratio of single pairs {samples.pair_ratios('pipeline', 'onnx')}",
-            f"the images differ by at most {difference} of 255; the waiting side used at most {idle:.1%} of a core",
+            f"the images differ by at most {difference} of 255; the side that waited used at most {idle:.1%} of a core",
         ],
         {**samples.numbers(), "max_difference": difference, "idle_share": idle},
     )

@@ -1,7 +1,7 @@
 """The size of the installation on disk, with the user interface and without it.
 
-With it, the size is that of the environment that `make run` creates and of the package itself. Without it, the packages
-that are locked in requirements/ui.txt but not in requirements/default.txt are subtracted.
+The size with the user interface is that of the environment of `make run`, and of the package itself. For the size
+without it, the packages that only requirements/ui.txt lists, and not requirements/default.txt, are subtracted.
 """
 
 import re
@@ -15,20 +15,23 @@ from benchmarks.processes import ROOT
 
 MAX_MB, MAX_WITH_UI_MB = 550.0, 750.0
 _MB, _MIB = 10**6, 2**20
-_LARGEST = 5
+_LARGEST = 5  # number of packages in the notes
 
 
 def default_environment() -> Path:
-    """Return the virtual environment of `make run`. Its make rule creates or updates it if needed."""
+    """Create or update the virtual environment of `make run`, and return its directory.
+
+    Raises CannotRun without `make`.
+    """
     make = shutil.which("make")
     if not make:
-        raise CannotRun("make is needed to create the environment that is measured")
+        raise CannotRun("make is not installed, but it creates the environment that is measured; install it")
     subprocess.run([make, ".venv/.package"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return ROOT / ".venv"
 
 
 def measure(_checkpoint: Path, _rounds: int) -> Outcome:
-    """Count blocks on disk, as `du` does. A file with several hard links counts once."""
+    """Measure the sizes once, in blocks on disk like `du`. A file with several hard links counts once."""
     environment = default_environment()
     # The installation is editable, so the package with the embedded model is not inside the environment.
     parts = {"environment": disk_bytes(environment), "package": disk_bytes(ROOT / "src" / "sd35")}
@@ -58,16 +61,16 @@ def locked(name: str) -> set[str]:
 
 
 def _distribution_bytes(site: Path, name: str) -> int:
-    """Return the bytes of an installed package with its bytecode, or 0 if it is not installed on this machine."""
+    """Return the bytes on disk of a package in `site`, with its bytecode. Returns 0 if it is not installed."""
     blocks = 0
-    for found in distributions(name=name, path=[str(site)]):
-        paths = {Path(str(found.locate_file(file))) for file in found.files or ()}
+    for distribution in distributions(name=name, path=[str(site)]):
+        paths = {Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
         blocks += sum(path.lstat().st_blocks for path in paths if path.exists())
-    return 512 * blocks
+    return 512 * blocks  # `st_blocks` counts blocks of 512 bytes
 
 
 def disk_bytes(directory: Path) -> int:
     """Return the size of a directory on disk in bytes. Symbolic links are not followed."""
-    found = [path.lstat() for path in (directory, *directory.rglob("*"))]
-    blocks = {(entry.st_dev, entry.st_ino): entry.st_blocks for entry in found}
+    entries = [path.lstat() for path in (directory, *directory.rglob("*"))]
+    blocks = {(entry.st_dev, entry.st_ino): entry.st_blocks for entry in entries}  # each file once
     return 512 * sum(blocks.values())

@@ -1,9 +1,9 @@
-"""The plain pipeline with LitServe's dynamic batching.
+"""A server to compare `sd35 serve` with: Diffusers' pipeline with LitServe's dynamic batching.
 
 `PLAIN_CHECKPOINT=directory python -m benchmarks.litserve_batching --port PORT`.
 
 LitServe collects the requests that arrive within its window. A call of the pipeline has one number of steps, one
-guidance and one size, so requests that differ in these get separate calls, and equal ones share a call.
+guidance and one size. Requests with the same values of these share a call.
 """
 
 import argparse
@@ -24,10 +24,10 @@ MAX_BATCH, WINDOW_S = 8, 0.05
 
 
 class PipelineAPI(litserve.LitAPI):
-    """The pipeline as a LitServe API."""
+    """The pipeline as a LitServe API. LitServe calls the methods in their order."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002  always the CPU
-        """Load the pipeline and generate one image."""
+        """Load the pipeline and generate one image as a warm-up."""
         checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
         self.text_tokens = checkpoint.card.max_sequence_length
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
@@ -43,13 +43,13 @@ class PipelineAPI(litserve.LitAPI):
         return inputs
 
     def predict(self, x: list[Txt2Img]) -> list[bytes]:
-        """Return a PNG file for each request, with one call for each group of equal settings."""
+        """Return a PNG file for each request. Requests with the same steps, guidance and size share a call."""
         groups = defaultdict(list)
         for index, request in enumerate(x):
             groups[request.steps, request.guidance_scale, request.width, request.height].append(index)
         files: dict[int, bytes] = {}
-        for chosen in groups.values():
-            files |= zip(chosen, self.generate([x[index] for index in chosen]), strict=True)
+        for indices in groups.values():
+            files |= zip(indices, self.generate([x[index] for index in indices]), strict=True)
         return [files[index] for index in range(len(x))]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
@@ -61,17 +61,20 @@ class PipelineAPI(litserve.LitAPI):
         return Response(output, media_type="image/png")
 
     def generate(self, requests: list[Txt2Img]) -> list[bytes]:
-        """Generate images of one size, number of steps and guidance as PNG files."""
+        """Generate images with one call of the pipeline, and return them as PNG files.
+
+        The size, number of steps and guidance of the first request apply to all.
+        """
         first = requests[0]
         images: list[Any] = self.pipeline(
-            [each.prompt for each in requests],
-            negative_prompt=[each.negative_prompt for each in requests],
+            [request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
             width=first.width,
             height=first.height,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,
             max_sequence_length=self.text_tokens,
-            generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
         ).images
         files = []
         for image in images:

@@ -1,6 +1,7 @@
-"""Load a checkpoint once; print time and memory: `python -m benchmarks.load_once bytes|ours|from_pretrained DIRECTORY`.
+"""Load a checkpoint once, and print time and memory as JSON: `python -m benchmarks.load_once SIDE DIRECTORY`.
 
-The data type is that of the stored transformer. Loading ends when every page of every parameter has been read.
+SIDE is `ours` (this project), `from_pretrained` (Diffusers), or `bytes`, which only reads the files. Weights are loaded
+in the data type of the stored transformer. Loading ends when every page of every parameter has been read.
 """
 
 import json
@@ -34,7 +35,7 @@ def read_bytes(checkpoint: Checkpoint) -> None:
 
 
 def touch(pipeline: Any) -> None:  # noqa: ANN401  Diffusers' class
-    """Read a byte of every page of every parameter."""
+    """Read a byte of every page of every parameter, so that mapped pages are loaded from the files."""
     for part in PARTS:
         for value in getattr(pipeline, part).state_dict().values():
             if value.numel():
@@ -42,12 +43,12 @@ def touch(pipeline: Any) -> None:  # noqa: ANN401  Diffusers' class
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
-    """Return the size of the parameters on disk in bytes."""
+    """Return the size of all parameters on disk in bytes."""
     return sum(weight.stored.nbytes for part in PARTS for weight in checkpoint.weights(part).values())
 
 
 def main() -> None:
-    """Run one side and print the figures as JSON."""
+    """Load with the side of the command line, and print the figures as JSON."""
     side, directory = sys.argv[1:]
     checkpoint = open_checkpoint(str(Path(directory)))
     dtype = _DTYPES[next(iter(checkpoint.weights("transformer").values())).stored.dtype]

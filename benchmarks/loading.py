@@ -1,4 +1,4 @@
-"""Memory and time of loading a checkpoint, compared with reading its bytes and with `from_pretrained`.
+"""Time and memory of loading a checkpoint, compared with reading its files and with Diffusers' `from_pretrained`.
 
 Runs only when named, on a checkpoint with large weights: `sd35 synth sd3.5-medium -o build/medium`, then
 `python -m benchmarks loading --checkpoint build/medium --rounds 2`.
@@ -15,15 +15,18 @@ SIDES = ("bytes", "ours", "from_pretrained")
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Run the sides alternately, each in its own process. All files are read before each, to fill the file cache."""
+    """Load with each side alternately, each time in a new process.
+
+    Before each load, all files are read once, so that the system's file cache has them.
+    """
     samples: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
-            run_module("benchmarks.load_once", "bytes", str(checkpoint))
+            run_module("benchmarks.load_once", "bytes", str(checkpoint))  # fills the file cache
             samples[side].append(run_module("benchmarks.load_once", side, str(checkpoint)))
     weights = samples["ours"][0]["weights_bytes"]
-    times_s = {side: [sample["took_s"] for sample in found] for side, found in samples.items()}
-    peak = {side: median(sample["peak_bytes"] for sample in found) for side, found in samples.items()}
+    times_s = {side: [sample["took_s"] for sample in of_side] for side, of_side in samples.items()}
+    peak = {side: median(sample["peak_bytes"] for sample in of_side) for side, of_side in samples.items()}
     ratio = median(times_s["ours"]) / median(times_s["bytes"])
     return Outcome(
         [

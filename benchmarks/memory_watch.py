@@ -1,9 +1,10 @@
-"""Watches the memory of a process until it ends, and can enforce a limit. Linux only.
+"""Watch the memory of a process, and kill the process if it exceeds a limit. Linux only.
 
-`resident` is its peak physical memory (VmHWM). `own` excludes pages mapped from files, which the system can drop when
-memory runs short, so limits apply to it. The monitor of
-`sd35.bench` samples a whole server a few times a second; this one reads only two files, so it can follow peaks of a few
-milliseconds.
+There are two measures. The resident memory is all physical memory of the process (VmHWM). Its own memory excludes pages
+mapped from files. When memory runs short, the system can drop such pages, so limits apply to the own memory.
+
+The monitor of `sd35.bench` samples a whole server a few times a second. This one reads only two files, so it can sample
+every few milliseconds.
 """
 
 import os
@@ -18,17 +19,22 @@ _LINE = re.compile(r"(\w+):\s+(\d+) kB")
 
 
 class Peaks(NamedTuple):
-    """The peak of each kind of memory."""
+    """The peaks of the resident and of the own memory of a process."""
 
     resident_bytes: int
     own_bytes: int
 
 
 class MemoryWatch(threading.Thread):
-    """Samples a process from `start` to `stop`, and kills it if it exceeds a limit.
+    """Samples the memory of a process from `start` to `stop`, and kills the process if it exceeds a limit.
 
-    `max_own_bytes` is the limit of its own memory, if not None. `min_free_bytes` is the least free memory of the
-    machine. `reason` says why the process was killed, or is empty.
+    `reason` says why the process was killed. It is empty if it was not killed.
+
+    Args:
+        pid: ID of the process.
+        interval_s: Time between two samples, in seconds.
+        max_own_bytes: The process is killed if its own memory is larger. None is unlimited.
+        min_free_bytes: The process is killed if the machine has less free memory. 0 is no limit.
     """
 
     def __init__(
@@ -50,12 +56,16 @@ class MemoryWatch(threading.Thread):
                 return
 
     def stop(self) -> Peaks:
-        """Stop, and return the peaks. The resident peak is exact up to the last sample."""
+        """Stop sampling, and return the peaks.
+
+        Between samples, the system itself records the peak of the resident memory, but not that of the own memory.
+        """
         self._stopped.set()
         self.join()
         return self._peaks
 
     def _sample(self) -> None:
+        """Update the peaks, and kill the process if it exceeds a limit. Raises OSError if the process has ended."""
         values = _read_bytes(self._status)
         own = values.get("RssAnon", 0) + values.get("RssShmem", 0)
         self._peaks = Peaks(max(self._peaks.resident_bytes, values.get("VmHWM", 0)), max(self._peaks.own_bytes, own))
@@ -74,4 +84,5 @@ class MemoryWatch(threading.Thread):
 
 
 def _read_bytes(file: Path) -> dict[str, int]:
+    """Return the fields in kB of a file such as /proc/meminfo, in bytes."""
     return {name: 1024 * int(size) for name, size in _LINE.findall(file.read_text(encoding="utf-8"))}

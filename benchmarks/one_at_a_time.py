@@ -1,4 +1,4 @@
-"""A server with this project's backend, solver and embedding cache that runs one request at a time, without batches.
+"""A server to compare `sd35 serve` with: the same backend, solver and embedding cache, but one request at a time.
 
 `PLAIN_CHECKPOINT=directory uvicorn benchmarks.one_at_a_time:app`.
 """
@@ -27,7 +27,7 @@ _lock = threading.Lock()
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the model and generate one image. Uvicorn accepts no connection before that."""
+    """Load the model and generate one image as a warm-up. Uvicorn accepts no connection before that."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     backend = open_backend("onnx", checkpoint, Options())
     app.state.pipeline = Pipeline(checkpoint, backend)
@@ -40,7 +40,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 def generate(app: FastAPI, body: Txt2Img) -> Pixels:
-    """Generate an image. Calls wait for each other."""
+    """Generate an image and return its pixels. A lock lets one call at a time generate."""
     request = ImageRequest(**body.model_dump(), model="model", revision="", profile="")
     image = Generation(Work(request, body.width, body.height), app.state.pipeline)
     executor: BatchExecutor = app.state.executor

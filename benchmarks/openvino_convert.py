@@ -1,7 +1,7 @@
 """Convert a checkpoint for OpenVINO GenAI: `python -m benchmarks.openvino_convert CHECKPOINT DIRECTORY`.
 
-The layout is that of Optimum Intel: traced networks of Diffusers, with the same tensor names and the same order of
-CLIP's outputs, and tokenizers as graphs. All networks are in float32 and accept any size and text length.
+The files are like those of Optimum Intel: Diffusers' networks and the tokenizers as OpenVINO graphs. The tensors have
+the same names, and the outputs of CLIP the same order. All networks are in float32 and accept any size and text length.
 """
 
 import shutil
@@ -16,14 +16,14 @@ from diffusers import StableDiffusion3Pipeline
 from openvino_tokenizers import convert_tokenizer
 from torch import Tensor, nn
 
-ANY = -1
+ANY = -1  # a dimension of any length, in a shape
 _NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 Inputs: TypeAlias = Mapping[str, tuple[Tensor, list[int]]]
-"""An example and the shape of each input, by name. `ANY` stands for any length."""
+"""An example tensor and the shape of each input of a network, by name."""
 
 
 class _Adapter(nn.Module):
-    """A network that is called with tensors by position, through a given function."""
+    """A network that OpenVINO can trace, with tensors by position as arguments. `call` calls the real network."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Adapter(nn.Module):
 
 
 def convert(checkpoint: Path, directory: Path) -> None:
-    """Write five networks, three tokenizers, and the configuration files that GenAI reads."""
+    """Write the graphs of five networks and three tokenizers, and the configuration files that GenAI reads."""
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
     shutil.copy(checkpoint / "model_index.json", directory)
     shutil.copytree(checkpoint / "scheduler", directory / "scheduler")
@@ -59,23 +59,28 @@ def convert(checkpoint: Path, directory: Path) -> None:
 
 
 def _clip(network: Any, input_ids: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401  Transformers' types are too loose
+    """Return the outputs of a CLIP text encoder: pooled, last hidden state, and all hidden states."""
     output = network(input_ids, output_hidden_states=True)
     return output.text_embeds, output.last_hidden_state, *output.hidden_states
 
 
 def _t5(network: Any, input_ids: Tensor) -> Tensor:  # noqa: ANN401  see above
+    """Return the last hidden state of the T5 text encoder."""
     return network(input_ids).last_hidden_state
 
 
 def _velocity(network: Any, *inputs: Tensor) -> Tensor:  # noqa: ANN401  see above
+    """Return the velocity that the transformer predicts."""
     return network(*inputs, return_dict=False)[0]
 
 
 def _decode(network: Any, latent: Tensor) -> Tensor:  # noqa: ANN401  see above
+    """Return the pixels of a latent."""
     return network.decode(latent, return_dict=False)[0]
 
 
 def _transformer_inputs(network: Any) -> Inputs:  # noqa: ANN401  see above
+    """Return the inputs of the transformer in the order of its parameters, which traced networks keep."""
     channels, text, pooled = (
         network.config[name] for name in ("in_channels", "joint_attention_dim", "pooled_projection_dim")
     )
@@ -88,6 +93,7 @@ def _transformer_inputs(network: Any) -> Inputs:  # noqa: ANN401  see above
 
 
 def _write(network: Any, call: Callable[..., Any], inputs: Inputs, folder: Path) -> None:  # noqa: ANN401  see above
+    """Convert a network, called with `call`, to an OpenVINO graph with named inputs, and write it to a new folder."""
     with torch.no_grad():
         graph = openvino.convert_model(
             _Adapter(network.eval(), call),

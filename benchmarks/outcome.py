@@ -1,4 +1,4 @@
-"""The outcome of a benchmark, as a table and as JSON."""
+"""The outcome of a benchmark: its results with their limits, as a table and as JSON."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sd35.bench.monitoring.machine import BUSY_SHARE, this_machine
 from sd35.bench.monitoring.monitor import background_cores
 
 _OPERATORS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
-_BEFORE_S = 3  # time for which other processes are observed
+_BEFORE_S = 3  # how long other processes are observed before the benchmarks, in seconds
 
 
 class CannotRun(Exception):  # noqa: N818  named as this project's other errors
@@ -21,7 +21,11 @@ class CannotRun(Exception):  # noqa: N818  named as this project's other errors
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure and its limit."""
+    """A result, called figure, and its limit: `figure` must be `sense` (such as ">=") `limit`.
+
+    `what` says what was measured. It identifies the bar in docs/figures.json and claims.toml. The figure and the limit
+    are in `unit`; "x" means a ratio.
+    """
 
     what: str
     figure: float
@@ -37,24 +41,24 @@ class Bar:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The bars of a benchmark, notes on its other findings, and all samples."""
+    """The bars of a benchmark, notes with its other findings, and all samples for the JSON file."""
 
     bars: Sequence[Bar]
     notes: Sequence[str]
     samples: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the outcome as a JSON object, which says for each bar whether it is met."""
+        """Return the outcome as a JSON object. Each bar also says whether it is met."""
         return {**asdict(self), "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars]}
 
 
 def spread(samples_s: Sequence[float]) -> str:
-    """Format the median with minimum and maximum: "0.512 s (0.498-0.533)"."""
+    """Return the median, minimum and maximum of times as text: "0.512 s (0.498-0.533)"."""
     return f"{median(samples_s):.3f} s ({min(samples_s):.3f}-{max(samples_s):.3f})"
 
 
 def table(outcomes: Mapping[str, Outcome]) -> str:
-    """Format one line for each bar, then the notes of each benchmark."""
+    """Return a table with one line for each bar, then the notes of each benchmark."""
     rows = [("benchmark", "what", "figure", "bar", "")]
     rows += [
         (
@@ -76,7 +80,11 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine and the date. `load` is the number of cores that other processes used just before."""
-    load, found = round(background_cores(_BEFORE_S), 2), this_machine()
-    date = datetime.now(UTC).date().isoformat()
-    return {"date": date, "load": load, "is_busy": load > BUSY_SHARE * found.cores, **found.model_dump(mode="json")}
+    """Observe the machine for a few seconds, and describe it as a JSON object.
+
+    Its keys are the fields of `this_machine()`, the `date`, `load` (the number of cores that other processes use), and
+    `is_busy` (whether that is too many for a measurement).
+    """
+    load, described = round(background_cores(_BEFORE_S), 2), this_machine()
+    date, is_busy = datetime.now(UTC).date().isoformat(), load > BUSY_SHARE * described.cores
+    return {"date": date, "load": load, "is_busy": is_busy, **described.model_dump(mode="json")}

@@ -1,7 +1,7 @@
-"""A simple server to compare `sd35 serve` with: FastAPI around `StableDiffusion3Pipeline`.
+"""A server to compare `sd35 serve` with: FastAPI around Diffusers' `StableDiffusion3Pipeline`.
 
-`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready after a first image of the same size as
-that of `sd35 serve`: the checkpoint's shortest side, one step.
+`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. Before it is ready, it generates the same warm-up
+image as `sd35 serve`: one step at the checkpoint's smallest size.
 """
 
 import io
@@ -34,7 +34,7 @@ class Txt2Img(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the pipeline and generate one image. Uvicorn accepts no connection before that."""
+    """Load the pipeline and generate one image as a warm-up. Uvicorn accepts no connection before that."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     app.state.text_tokens = checkpoint.card.max_sequence_length
     app.state.pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
@@ -50,7 +50,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 def generate(app: FastAPI, body: Txt2Img) -> bytes:
-    """Generate an image as a PNG file. Calls wait for each other."""
+    """Generate an image and return it as a PNG file. A lock lets one call at a time generate."""
     with _lock:
         image = app.state.pipeline(
             body.prompt,

@@ -1,8 +1,9 @@
-"""The planned peak memory of `sd35 serve`, compared with the measured peak of a new process after one image.
+"""The peak memory that `sd35 plan` computes for `sd35 serve`, compared with the measured peak of a server.
 
-Both are peak physical memory (VmHWM), which includes libraries, weights mapped from files, and working memory. It is
-sampled every few milliseconds, because the engine resets it to measure single calls. The image has the model's default
-size, guidance, and one step, because memory does not grow with steps. Linux only.
+The two figures are of physical memory (VmHWM), with libraries, weights mapped from files, and working memory. The peak
+is sampled every few milliseconds, because the engine resets VmHWM to measure single calls. Each server starts in a new
+process and generates one image of the model's default size, with guidance and in one step. More steps do not take more
+memory. Linux only.
 """
 
 from pathlib import Path
@@ -22,12 +23,12 @@ from sd35.planning.fit import plan_for
 from sd35.planning.plan import AvailableMemory
 from sd35.settings import load_settings
 
-MAX_ERROR = 0.1
+MAX_ERROR = 0.1  # of the planned peak, relative to the measured peak
 _TIMEOUT_S = 3600  # for one image of a large model on few cores
 
 
 class Case(NamedTuple):
-    """One way to serve a checkpoint."""
+    """Settings with which a checkpoint is served."""
 
     backend: str
     precision: str
@@ -46,13 +47,14 @@ _WITHOUT_GRAPHS = (Case("diffusers", "bfloat16", "none"), Case("diffusers", "bfl
 
 
 def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  peaks vary only by a few MB
-    """Measure each case once."""
+    """Measure each case once. Skips cases that this machine cannot run."""
     checkpoint = open_checkpoint(str(directory))
     network_sizes = network_sizes_on_disk(checkpoint)
     bars, notes = [], []
     samples: dict[str, Any] = {}
     for case in _WITH_GRAPHS if network_sizes.has_graphs else _WITHOUT_GRAPHS:
         settings = load_settings({**case._asdict(), "checkpoints": (str(directory),), "device": "cpu"})
+        # The case decides everything, so the available memory does not matter.
         (placement, *_) = plan_for(settings, [network_sizes], AvailableMemory("cpu", 0, 0)).placements
         name = f"{case.backend} {case.precision} {case.offload}"
         try:
@@ -70,7 +72,10 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  peaks var
 
 
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
-    """Return the peak memory of a server that generated one image. Raises CannotRun if a setting is not supported."""
+    """Start a server, generate one image, and return the peak memory of the server in bytes.
+
+    Raises CannotRun if this machine does not support a setting.
+    """
     flags = [text for name, value in case._asdict().items() for text in (f"--{name}", value)]
     fixed = ["--ui", "off", "--device", "cpu", "--tiled-decode", "off", "--checkpoint", str(checkpoint.directory)]
     with start_server(serve_command([*fixed, *flags]), clean_environment()) as starting:
@@ -88,6 +93,7 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
 
 
 def _generate(url: str, checkpoint: Checkpoint) -> None:
+    """Generate an image of the model's default size, with guidance and in one step."""
     card = checkpoint.card
     body = {"prompt": "a cat", "steps": 1, "guidance_scale": 4.5, "width": card.width, "height": card.height}
     response = httpx2.post(f"{url}/v1/txt2img", json=body, timeout=_TIMEOUT_S, trust_env=False)

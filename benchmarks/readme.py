@@ -1,7 +1,8 @@
-"""The tables of figures, written from a run of all benchmarks.
+"""Write the tables of figures in the documentation, from a run of all benchmarks.
 
-`docs/figures.json` holds the bars of that run, and `claims.toml` the text. The table of docs/benchmarks/results.md has
-all claims. Those of the two READMEs have the claims that are marked `in_readme`.
+A row of a table is a claim: its text is in claims.toml, and its figure in docs/figures.json, which has the bars of the
+run. The table of docs/benchmarks/results.md has all claims. The tables of the two READMEs have those that are marked
+`in_readme`.
 """
 
 import json
@@ -21,14 +22,17 @@ CLAIMS: Sequence[Claim] = _TEXT["claims"]
 
 
 class Target(NamedTuple):
-    """A page with a table: its path, its language, and the claims of the table."""
+    """A page with a table of figures: its path, its language, and the claims of the table."""
 
     path: Path
     language: Language
     claims: Sequence[Claim]
 
     def section(self, content: Mapping[str, Any]) -> str:
-        """Return the text between the page's two markers. Raises KeyError if a claim was not measured."""
+        """Return the new text between the page's two markers: the machine and the table.
+
+        `content` is a run, as in docs/figures.json. Raises KeyError or ValueError if a claim was not measured.
+        """
         words, machine = _TEXT["words"][self.language], content["machine"]
         load = words["busy" if machine["is_busy"] else "quiet"]
         lines = [words["on"].format(**{**machine, "load": load}), "", words["head"], "| --- | --- | --- |"]
@@ -41,7 +45,7 @@ class Target(NamedTuple):
         return "\n".join(lines) + "\n"
 
     def with_section(self, text: str, content: Mapping[str, Any]) -> str:
-        """Return the page's text with the section replaced."""
+        """Return `text`, the text of the page, with a new table."""
         replaced, count = _SECTION.subn(lambda _: self.section(content), text)
         assert count == 1, f"{self.path} has {count} sections for the figures"
         return replaced
@@ -54,8 +58,8 @@ TARGETS = (README, README_ZH, Target(ROOT / "docs" / "benchmarks" / "results.md"
 
 
 def write(content: Mapping[str, Any]) -> None:
-    """Store a run's bars, and update the tables."""
-    bars = {name: {"bars": found["bars"]} for name, found in content.items() if "bars" in found}
+    """Store the bars of a run in docs/figures.json, and update the tables. `content` is that of `Run.content`."""
+    bars = {name: {"bars": outcome["bars"]} for name, outcome in content.items() if "bars" in outcome}
     FIGURES.write_text(json.dumps({"machine": content["machine"], **bars}, indent=2) + "\n", encoding="utf-8")
     write_tables()
 
@@ -74,9 +78,10 @@ def stored() -> Any:  # noqa: ANN401  any JSON value
 
 
 def _with_unit(figure: float, unit: str) -> str:
+    """Return a figure with its unit: "12.3 MB", "1.5x", or "0.71" without a unit."""
     return f"{_rounded(figure)}{'' if unit == 'x' else ' '}{unit}".strip()
 
 
 def _rounded(figure: float) -> str:
-    """Format three significant digits without an exponent."""
+    """Return a figure with three significant digits, or all digits before the decimal point, without an exponent."""
     return f"{figure:.0f}" if abs(figure) >= 100 else f"{figure:.3g}"

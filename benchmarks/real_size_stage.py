@@ -1,4 +1,8 @@
-"""Runs one stage of `benchmarks.real_size`: `python -m benchmarks.real_size_stage STAGE FOLDER`."""
+"""Run one stage of `benchmarks.real_size`: `python -m benchmarks.real_size_stage STAGE FOLDER`.
+
+Each stage reads the results of earlier stages from the folder, writes its own result there, and prints its figures as
+JSON.
+"""
 
 import json
 import logging
@@ -38,17 +42,17 @@ from sd35.settings import Precision
 SIDE_PX = 256  # the smallest size of the checkpoint, because calibration runs on a CPU
 GPU = "sm89"
 ROWS = 2  # of the engine's batch: one image with guidance
-_LARGEST = "largest.json"
+_LARGEST = "largest.json"  # the result of the calibration
 
 
 def synth(folder: Path) -> dict[str, Any]:
-    """Create SD3.5 Medium with random weights. The text encoders have one layer."""
+    """Create SD3.5 Medium with random weights. The text encoders have only one layer, because they are not compiled."""
     medium = ARCHITECTURES["sd3.5-medium"]
-    one = {"num_hidden_layers": 1}
+    one_layer = {"num_hidden_layers": 1}
     architecture = replace(
         medium,
-        text_encoder={**medium.text_encoder, **one},
-        text_encoder_2={**medium.text_encoder_2, **one},
+        text_encoder={**medium.text_encoder, **one_layer},
+        text_encoder_2={**medium.text_encoder_2, **one_layer},
         text_encoder_3={**medium.text_encoder_3, "num_layers": 1},
     )
     synthesise(architecture, folder / "checkpoint", "bfloat16", lambda *_: None)
@@ -58,20 +62,20 @@ def synth(folder: Path) -> dict[str, Any]:
 def export(folder: Path) -> dict[str, Any]:
     """Export the transformer's graph in BF16."""
     checkpoint = _checkpoint(folder)
-    graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
+    graph = next(graph for graph in graphs_of(checkpoint) if graph.part == "transformer")
     model = export_graph(checkpoint, graph, "bf16")
     return _save(model, folder / "bf16")
 
 
 def run_calibration(folder: Path) -> dict[str, Any]:
-    """Find the largest inputs of each layer over one prompt and two steps, with PyTorch in float32."""
+    """Find the largest input of each layer, with one prompt, two steps and PyTorch in float32."""
     checkpoint = _checkpoint(folder)
     backend = open_backend("diffusers", checkpoint, Options(precision="float32", device="cpu", offload="encoders"))
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
-    found = calibrate(backend, _recipe(checkpoint), [(positive, negative)], lambda: None)
-    (folder / _LARGEST).write_text(json.dumps(found.largest_inputs))
-    return {"layers": len(found.largest_inputs)}
+    calibration = calibrate(backend, _recipe(checkpoint), [(positive, negative)], lambda: None)
+    (folder / _LARGEST).write_text(json.dumps(calibration.largest_inputs))
+    return {"layers": len(calibration.largest_inputs)}
 
 
 def run_quantisation(folder: Path) -> dict[str, Any]:
@@ -82,7 +86,10 @@ def run_quantisation(folder: Path) -> dict[str, Any]:
 
 
 def measure_memory(precision: Precision, folder: Path) -> dict[str, Any]:
-    """Measure the memory of the process after one step with guidance in PyTorch, mapped pages and decoder included."""
+    """Measure the memory of this process after one step with guidance in PyTorch.
+
+    This includes mapped pages, and the decoder.
+    """
     checkpoint, memory = _checkpoint(folder), HostMemory()
     before_bytes = memory.held_bytes()
     backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="encoders"))
@@ -98,11 +105,11 @@ def measure_memory(precision: Precision, folder: Path) -> dict[str, Any]:
 
 
 def build_engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
-    """Build a TensorRT-RTX engine from the graph, for images of the native size."""
+    """Build a TensorRT-RTX engine from the graph of a precision, for images of the native size."""
     checkpoint, flavour = _checkpoint(folder), find_flavour()
     graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
     card = checkpoint.card
-    native = next(each for each in buckets_of("", card) if each.contains((card.width, card.height)))
+    native = next(bucket for bucket in buckets_of("", card) if bucket.contains((card.width, card.height)))
     builder = EngineBuilder(checkpoint, graphs, EngineShapes([native], ROWS), flavour)
     (target,) = targets_of(flavour, [GPU])
     built = builder.build("transformer", target)
@@ -110,10 +117,12 @@ def build_engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, A
 
 
 def _recipe(checkpoint: Checkpoint) -> Recipe:
+    """Return how to generate images for the calibration: small, and in two steps."""
     return replace(recipe_of(checkpoint), width_px=SIDE_PX, height_px=SIDE_PX, steps=2)
 
 
 def _save(model: ir.Model, folder: Path) -> dict[str, Any]:
+    """Write a graph and its weights to a folder, and return the figures of the stage."""
     folder.mkdir(exist_ok=True)
     save(model, folder)
     return {"file_bytes": _bytes_in(folder)}
@@ -148,8 +157,8 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     logging.basicConfig(level=logging.WARNING)  # shows TensorRT's messages if it fails
     began_s = time.perf_counter()
-    found = STAGES[name](Path(folder))
-    print(json.dumps({"took_s": time.perf_counter() - began_s, "resident_bytes": HostMemory().peak_bytes(), **found}))
+    figures = STAGES[name](Path(folder))
+    print(json.dumps({"took_s": time.perf_counter() - began_s, "resident_bytes": HostMemory().peak_bytes(), **figures}))
 
 
 if __name__ == "__main__":

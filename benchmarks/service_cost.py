@@ -1,7 +1,10 @@
-"""The cost of the service itself with a backend that computes nothing (`free_server.py`): per image and per request.
+"""The cost of the service itself, measured with a backend that computes nothing (`benchmarks.free_server`).
 
-Requests are sent with `http.client`, which takes a third of the processor time of `sd35.bench`'s load generator. Client
-and server share the machine, so a slower client would become the bottleneck at hundreds of requests a second.
+There are three figures: the time of a large image, the number of small images a second, and how long the event loop was
+blocked.
+
+Requests are sent with `http.client`. It takes a third of the processor time of `sd35.bench`'s load generator. The
+client and the server share the machine, so a slower client would be the bottleneck at hundreds of requests a second.
 """
 
 import json
@@ -30,7 +33,13 @@ _LAG_BUCKET = re.compile(r'sd35_event_loop_lag_seconds_bucket\{le="(.+)"\}')
 
 
 class Sample(NamedTuple):
-    """One image: seconds from request to response, milliseconds of the server's stages, and its size."""
+    """One image.
+
+    Attributes:
+        latency_s: Seconds from the request to the end of the response.
+        stages_ms: Milliseconds of each stage on the server, by its name in the header `Server-Timing`.
+        size_bytes: Size of the PNG file.
+    """
 
     latency_s: float
     stages_ms: dict[str, float]
@@ -38,20 +47,24 @@ class Sample(NamedTuple):
 
 
 def measure(checkpoint: Path, rounds: int, images: int = 100, small_s: float = 20) -> Outcome:
-    """Measure large images one by one, then small requests in several rounds. The median of the rounds counts."""
+    """Request large images one after the other, then small images for `rounds` times `small_s` seconds."""
     command = [sys.executable, "-m", "benchmarks.free_server"]
     with running(command, {"SD35_CHECKPOINTS": str(checkpoint)}) as target:
         seeds = count()
-        _small_rate(target, seeds, small_s / 10)
+        _small_rate(target, seeds, small_s / 10)  # a warm-up
         before = target.metrics()
         with _sender(target, SIDE_PX) as send:
-            samples = [send(seed=next(seeds)) for _ in range(images + _WARM_UP_IMAGES)][_WARM_UP_IMAGES:]
+            samples = [send(seed=next(seeds)) for _ in range(_WARM_UP_IMAGES + images)][_WARM_UP_IMAGES:]
         rates = [_small_rate(target, seeds, small_s) for _ in range(rounds)]
         late, lag_s = _event_loop_lag(before, target.metrics())
     return _outcome(samples, rates, late, lag_s, small_s)
 
 
 def _outcome(samples: list[Sample], rates: list[float], late: int, lag_s: float, small_s: float) -> Outcome:
+    """Return the outcome of the large images, and of the rounds of `small_s` seconds with small images.
+
+    `late` and `lag_s` are the results of `_event_loop_lag`.
+    """
     own_ms = [1000 * sample.latency_s - sample.stages_ms["png"] for sample in samples]
     stages_ms = {name: median(sample.stages_ms[name] for sample in samples) for name in samples[0].stages_ms}
     rest_ms = median(own_ms) - sum(stage_ms for name, stage_ms in stages_ms.items() if name != "png")
@@ -86,15 +99,16 @@ def _outcome(samples: list[Sample], rates: list[float], late: int, lag_s: float,
 
 
 def _small_rate(target: Target, seeds: Iterator[int], seconds: float) -> float:
-    """Return the small images a second of a closed loop of `CONNECTIONS` clients."""
+    """Return how many small images a second `CONNECTIONS` clients get, if each always waits for its last image."""
     deadline_s = time.monotonic() + seconds
 
     def run_client() -> int:
+        """Request images until the deadline, and return their number."""
         images = 0
         with _sender(target, SMALL_PX) as send:
             while time.monotonic() < deadline_s:
                 send(seed=next(seeds), steps=1)
-                images += time.monotonic() < deadline_s
+                images += time.monotonic() < deadline_s  # without the image that is ready too late
         return images
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -104,7 +118,7 @@ def _small_rate(target: Target, seeds: Iterator[int], seconds: float) -> float:
 
 @contextmanager
 def _sender(target: Target, side_px: int) -> Iterator[Callable[..., Sample]]:
-    """Yield a function that requests one square image over an open connection."""
+    """Open a connection, and yield a function that requests one square image over it."""
     with closing(HTTPConnection(urlsplit(target.server.url).netloc)) as connection:
 
         def send(**fields: int) -> Sample:
@@ -122,9 +136,10 @@ def _sender(target: Target, side_px: int) -> Iterator[Callable[..., Sample]]:
 
 
 def _event_loop_lag(before: dict[str, float], after: dict[str, float]) -> tuple[int, float]:
-    """Return the number of timers that were later than allowed, and the smallest bucket bound above every lag.
+    """Return how many timers of the event loop were more than `MAX_LAG_S` late, and an upper bound of the lag.
 
-    Only timers between two scrapes count, because loading a model also blocks the event loop.
+    The bound is the smallest bucket of the histogram that contains all timers, in seconds. `before` and `after` are the
+    server's metrics. Timers before `before` do not count, because loading a model blocks the event loop, too.
     """
     counts = {
         float(found[1]): value - before[name] for name, value in after.items() if (found := _LAG_BUCKET.fullmatch(name))

@@ -1,7 +1,7 @@
-"""Half an hour of mixed use, to see whether memory grows with the number of images: `python -m benchmarks.soak`.
+"""Half an hour of mixed use, to find out whether memory grows with the number of images: `python -m benchmarks.soak`.
 
-The clients send synchronous requests in all formats, and repeat requests later or at once. They follow, fetch, cancel
-and delete jobs, and disconnect early. Images are small and have few steps, so that many are generated.
+The clients request images in all formats, and some of them twice. They follow, fetch, cancel and delete jobs, and
+disconnect before their images are ready. Images are small and have few steps, so that many are generated.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from sd35.checkpoints.registry import EMBEDDED
 
 MINUTES, CLIENTS = 30.0, 8
 MAX_MB_PER_1000 = 1.0
-_WARM_UP_SHARE = 1 / 6  # of the time, in which caches and the allocators' arenas fill
-_SAMPLES = 180
+_WARM_UP_SHARE = 1 / 6  # of the time; it does not count, because caches and the memory of allocators fill then
+_SAMPLES = 180  # of the memory
 _FORMATS = ("png", "jpeg", "webp", "avif")
 _SIDES_PX, _MAX_STEPS = (64, 96, 128), 4
 _MAX_PATIENCE_S = 0.05  # of clients that disconnect early
@@ -37,7 +37,7 @@ _MB = 1e6
 
 
 class Sample(NamedTuple):
-    """The number of generated images and the memory of the process at one moment."""
+    """The number of generated images and the memory of the server, `time_s` seconds after the start."""
 
     time_s: float
     images: float
@@ -45,7 +45,10 @@ class Sample(NamedTuple):
 
 
 class MixedUse:
-    """Clients that take random actions. `actions` and `statuses` count the actions and the statuses of responses."""
+    """Clients that take random actions.
+
+    `actions` counts the actions by name, and `statuses` counts the responses by their HTTP status.
+    """
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http, self._rng, self._seeds = http, random.Random(1), count()
@@ -89,7 +92,8 @@ class MixedUse:
 
     async def job(self) -> None:
         """Follow a job to its end, fetch its image, and delete the job half of the time."""
-        if (path := await self._submit()) is None:
+        path = await self._submit()
+        if path is None:
             return
         await self._follow(f"{path}/events?preview=true")
         job = (await self._send("GET", path)).json()
@@ -99,12 +103,12 @@ class MixedUse:
             await self._send("DELETE", path)
 
     async def cancelled_job(self) -> None:
-        """Cancel a job at once. If it is done already, this deletes it."""
+        """Submit a job and cancel it at once. If the job has ended by then, it is deleted instead."""
         if path := await self._submit():
             await self._send("DELETE", path)
 
     async def abandoned_job(self) -> None:
-        """Follow a job only until its first event."""
+        """Submit a job and disconnect after its first event."""
         if path := await self._submit():
             await self._follow(f"{path}/events", max_events=1)
 
@@ -124,19 +128,22 @@ class MixedUse:
         assert events, path
 
     async def _generate(self, body: dict[str, Any]) -> None:
+        """Request an image, and remember the request so that it can be repeated."""
         if (await self._send("POST", "/v1/txt2img", body)).is_success:
             self._history = [*self._history[-_HISTORY:], body]
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
+        """Send a request, count its status, and wait if it is refused. Raises ProcessFailed for other errors."""
         response = await self._http.request(method, path, json=body)
         self.statuses[response.status_code] += 1
         if response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
             await asyncio.sleep(float(response.headers["Retry-After"]))
         elif not response.is_success:
-            raise ProcessFailed(f"{method} {path} {body}: got {response.status_code}: {response.text[:500]}")
+            raise ProcessFailed(f"{method} {path} returned {response.status_code}: {response.text[:500]}; sent: {body}")
         return response
 
     def _new_body(self) -> dict[str, Any]:
+        """Return the body of a request for a random image with a new seed."""
         rng = self._rng
         return {
             "prompt": rng.choice(self._prompts),
@@ -150,13 +157,14 @@ class MixedUse:
 
 
 def measure(checkpoint: Path, rounds: int, minutes: float = MINUTES) -> Outcome:
-    """Run once and ignore `rounds`."""
+    """Measure once, for `minutes`. `rounds` is ignored."""
     del rounds
     with running(serve_command(["--ui", "off", "--checkpoint", str(checkpoint)])) as target:
         return asyncio.run(_measure(target, 60 * minutes))
 
 
 async def _measure(target: Target, seconds: float) -> Outcome:
+    """Run all clients for `seconds`, and sample the server meanwhile. Waits until the server is idle again."""
     limits = httpx2.Limits(max_connections=None, keepalive_expiry=3)  # shorter than the server's keep-alive
     async with httpx2.AsyncClient(base_url=target.server.url, timeout=_TIMEOUT_S, limits=limits) as http:
         use, samples, start_s = MixedUse(http), list[Sample](), time.monotonic()
@@ -171,18 +179,20 @@ async def _measure(target: Target, seconds: float) -> Outcome:
 
 
 def _sample(metrics: dict[str, float], start_s: float) -> Sample:
+    """Return a sample from the server's metrics. `start_s` is the start of the load, by the monotonic clock."""
     images = metrics['sd35_images_total{result="generated"}']
     return Sample(time.monotonic() - start_s, images, metrics["process_resident_memory_bytes"])
 
 
 def _is_idle(metrics: dict[str, float]) -> bool:
-    """Return whether all accepted requests and jobs are done."""
+    """Return whether all accepted requests and jobs have ended."""
     remaining = [value for name, value in metrics.items() if name.startswith("sd35_engine_images{")]
     remaining += [metrics[f'sd35_jobs{{status="{status}"}}'] for status in ("queued", "running")]
     return not sum(remaining)
 
 
 def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) -> Outcome:
+    """Return the outcome: the slope of a line through the samples after the warm-up."""
     counted = [sample for sample in samples if sample.time_s > _WARM_UP_SHARE * samples[-1].time_s]
     slope, _ = linear_regression(
         [sample.images / 1000 for sample in counted], [sample.resident_bytes / _MB for sample in counted]
@@ -192,7 +202,7 @@ def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) ->
         [Bar("resident memory per 1,000 images", slope, "MB", "<", MAX_MB_PER_1000)],
         [
             (f"{samples[-1].time_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images;"
-            f" the slope is over the last {counted[-1].images - counted[0].images:.0f}"),
+            f" the slope is of the last {counted[-1].images - counted[0].images:.0f} images"),
             "resident, MB (images): "
             + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.images:.0f})" for sample in quarters),
             "actions: " + ", ".join(f"{name} {times}" for name, times in sorted(use.actions.items())),

@@ -1,7 +1,7 @@
 """Time until the user interface can be used, in Chromium with an empty cache on the same machine.
 
-Each round is a new browser session. It ends when the button Generate is enabled, after the page has fetched the list of
-checkpoints. A note gives the time from a ready service to a loaded user interface.
+Each round is a new browser session. The time ends when the button Generate is enabled, after the page has fetched the
+list of checkpoints. A note says how long after the service the user interface is ready.
 """
 
 import shutil
@@ -23,10 +23,10 @@ _ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Measure the median of the rounds. A session before them may read from disk, so it does not count."""
+    """Measure each round in a new session. The first session does not count, because it may read from disk."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise CannotRun("chromium is needed: apt install chromium")
+        raise CannotRun("Chromium is not installed; install it with: apt install chromium")
     command = serve_command(["--ui", "auto", "--checkpoint", str(checkpoint)])
     with running(command) as target, sync_playwright() as playwright:
         url = target.server.url
@@ -49,12 +49,13 @@ def _seconds_to_load(url: str) -> float:
     start_s = time.perf_counter()
     while httpx2.get(f"{url}/", trust_env=False).status_code != httpx2.codes.TEMPORARY_REDIRECT:
         if time.perf_counter() - start_s > _WAIT_MS / 1000:
-            raise CannotRun("there is no user interface; install the extra `ui`")
+            raise CannotRun("the service has no user interface; install it with: pip install 'sd35-fp8-mirror[ui]'")
         time.sleep(_POLL_S)
     return time.perf_counter() - start_s
 
 
 def _seconds_to_use(browser: Browser, url: str) -> float:
+    """Open the user interface in a new session. Returns the seconds until its button Generate is enabled."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         page = context.new_page()
         start_s = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Generates images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`, where SIDE is a key of `SIDES`.
+"""Generate images on request, with one implementation: `python -m benchmarks.worker SIDE CHECKPOINT`.
 
-Each line of JSON on standard input requests an image (seed, steps, guidance, side in pixels), and a line on standard
-output returns the image and its times. Between two images the process computes nothing, so that several workers can
-alternate on one machine.
+SIDE, a key of `SIDES`, is the implementation. Each line of JSON on standard input requests an image, with the arguments
+of `Generate`. A line on standard output then returns the image and its times. Between two images, the process computes
+nothing, so that several workers can alternate on one machine.
 """
 
 import base64
@@ -26,7 +26,10 @@ Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class StageTimes:
-    """The end of text encoding and the start of decoding, recorded by wrapping the two methods."""
+    """When the last image's text was encoded, and when its decoding began, in seconds of `time.perf_counter`.
+
+    The times are recorded by wrapping the methods that encode and decode.
+    """
 
     def __init__(self) -> None:
         self.encoded_s = self.decoding_s = 0.0
@@ -54,7 +57,7 @@ class Generate(Protocol):
 
 
 def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: str = "float32") -> Generate:
-    """Open one of our backends. Images are resolved, queued, and run on the engine's thread, like those of requests."""
+    """Open a backend of this project with its engine. Images are queued and generated like those of HTTP requests."""
     from sd35.engine.local.engine import LocalEngine
     from sd35.generation.params import GenerationParams
     from sd35.settings import load_settings
@@ -105,16 +108,10 @@ def open_pipeline(checkpoint: str, times: StageTimes) -> Generate:
 
 
 def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is_default: bool = False) -> Generate:
-    """Open OpenVINO GenAI with the checkpoint that `benchmarks.openvino_convert` wrote to `$OPENVINO_MODEL`.
-
-    It does the same work as our backends: float32, and the transformer at every step. `is_fixed` compiles the graphs
-    only for the benchmark's size and guidance. `is_default` keeps the library's defaults, except for the text length.
-    """
+    """Open OpenVINO GenAI. Its images begin with the same noise as ours. See `_open_genai_pipeline`."""
     import openvino_genai as genai
     from openvino import Tensor
 
-    from benchmarks.image import GUIDANCE, SIDE_PX
-    from sd35.checkpoints.open import open_checkpoint
     from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):
@@ -127,16 +124,7 @@ def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is
         def randn_tensor(self, shape: Sequence[int]) -> Tensor:
             return Tensor(initial_noise(self._seed, tuple(shape)))
 
-    pipeline = genai.Text2ImagePipeline(os.environ["OPENVINO_MODEL"])
-    config = pipeline.get_generation_config()
-    config.max_sequence_length = open_checkpoint(checkpoint).card.max_sequence_length
-    if not is_default:
-        config.taylorseer_config = None  # by default, two of three steps from the seventh on are extrapolated
-    pipeline.set_generation_config(config)
-    if is_fixed:
-        pipeline.reshape(1, SIDE_PX, SIDE_PX, GUIDANCE)
-    precision = {} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}  # the default is BF16, if available
-    pipeline.compile("CPU", **precision)
+    pipeline = _open_genai_pipeline(checkpoint, is_fixed=is_fixed, is_default=is_default)
 
     def generate(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         image = pipeline.generate(
@@ -149,11 +137,39 @@ def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is
             generator=Noise(seed),
         )
         took = pipeline.get_performance_metrics()
-        times.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3
-        times.encoded_s = times.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
+        times.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3  # milliseconds
+        times.encoded_s = times.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6  # microseconds
         return np.array(image.data[0])
 
     return generate
+
+
+def _open_genai_pipeline(checkpoint: str, *, is_fixed: bool, is_default: bool) -> Any:  # noqa: ANN401  GenAI's class
+    """Open and compile the checkpoint that `benchmarks.openvino_convert` wrote to `$OPENVINO_MODEL`.
+
+    By default, it does the same work as our backends: it computes in float32, and runs the transformer at every step.
+
+    Args:
+        checkpoint: Directory of the original checkpoint, for the text length.
+        is_fixed: Compile the graphs only for the benchmark's size and guidance.
+        is_default: Keep the library's default settings, except for the text length.
+    """
+    import openvino_genai as genai
+
+    from benchmarks.image import GUIDANCE, SIDE_PX
+    from sd35.checkpoints.open import open_checkpoint
+
+    pipeline = genai.Text2ImagePipeline(os.environ["OPENVINO_MODEL"])
+    config = pipeline.get_generation_config()
+    config.max_sequence_length = open_checkpoint(checkpoint).card.max_sequence_length
+    if not is_default:
+        config.taylorseer_config = None  # by default, GenAI extrapolates two of three steps from the seventh on
+    pipeline.set_generation_config(config)
+    if is_fixed:
+        pipeline.reshape(1, SIDE_PX, SIDE_PX, GUIDANCE)
+    precision = {} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}  # the default is BF16, if available
+    pipeline.compile("CPU", **precision)
+    return pipeline
 
 
 SIDES: Mapping[str, Callable[[str, StageTimes], Generate]] = {
@@ -168,10 +184,10 @@ SIDES: Mapping[str, Callable[[str, StageTimes], Generate]] = {
 
 
 def main() -> None:
-    """Load the side, report that it has loaded, then answer requests until standard input ends."""
+    """Load the side, print `{}` or why it cannot run, then answer requests until standard input ends."""
     side, checkpoint = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # keeps the output of libraries out of the answers
+    os.dup2(2, 1)  # sends the output of libraries to stderr, so that it does not get between the answers
     times = StageTimes()
     try:
         generate = SIDES[side](checkpoint, times)

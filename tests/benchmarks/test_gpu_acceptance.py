@@ -85,10 +85,10 @@ def test_a_candidate_that_is_not_compiled_is_built_first(monkeypatch: pytest.Mon
         built.append(arguments)
         return ""
 
-    monkeypatch.setattr(gpu_acceptance, "_run", lambda _: answers.pop(0))
-    monkeypatch.setattr(gpu_acceptance, "_sd35", build)
+    monkeypatch.setattr(gpu_acceptance, "_run_candidate", lambda _: answers.pop(0))
+    monkeypatch.setattr(gpu_acceptance, "_run_sd35", build)
     assert gpu_acceptance._measure(TASK) == {"ran": 1}  # noqa: SLF001
     assert built == [("compile", "--precision", "fp8", *gpu_acceptance._FP8_BUILD, "--cache-dir", "cache")]  # noqa: SLF001
-    monkeypatch.setattr(gpu_acceptance, "_run", lambda _: {"error": "not built", "build": ["compile"]})
-    monkeypatch.setattr(gpu_acceptance, "_sd35", lambda *_: "the disk is full")
+    monkeypatch.setattr(gpu_acceptance, "_run_candidate", lambda _: {"error": "not built", "build": ["compile"]})
+    monkeypatch.setattr(gpu_acceptance, "_run_sd35", lambda *_: "the disk is full")
     assert gpu_acceptance._measure(TASK) == {"error": "building failed: the disk is full"}  # noqa: SLF001

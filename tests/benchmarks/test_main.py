@@ -112,7 +112,7 @@ def test_openvino_skips_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.Monk
 
     sides: list[str] = []
     monkeypatch.setattr(openvino_genai, "install", lambda: None)
-    monkeypatch.setattr(openvino_genai, "_run", lambda *_: None)
+    monkeypatch.setattr(openvino_genai, "_run_command", lambda *_: None)
     monkeypatch.setattr(openvino_genai, "Worker", WorkerWithoutBf16)
     monkeypatch.setattr(openvino_genai, "run_interleaved", lambda ran, *_, **__: sides.extend(ran))
     found: list[dict[str, str]] = []

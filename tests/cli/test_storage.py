@@ -14,6 +14,7 @@ from sd35.errors import StoreUnavailable
 from sd35.images.png import write_png
 from sd35.settings import load_settings
 from sd35.storage.blobs.directory import DirectoryStore
+from sd35.storage.database import open_database
 from sd35.storage.images import ImageStore
 from sd35.storage.names import name_of
 from sd35.storage.storage import Storage
@@ -106,7 +107,20 @@ def test_a_missing_database_is_an_error(data: Path, run: Run):
     """It is not created, and not reported as intact."""
     code, _, said = run()
     assert (code, data.exists()) == (2, False)
-    assert f"database: {data / 'sd35.db'} does not exist" in said
+    assert f"database: {data / 'sd35.db'} does not exist. The service creates it at its first start" in said
+
+
+def test_a_service_that_was_never_started_has_nothing_to_verify(data: Path, run: Run):
+    """The database exists if an API key was added, but the directory of the images does not."""
+    open_database(str(data / "sd35.db")).close()
+    code, _, said = run()
+    assert (code, (data / "images").exists()) == (1, False)
+    assert f"the image store {data / 'images'} cannot be listed: the directory does not exist" in said
+    (data / "sd35.db").unlink()
+    (data / "sd35.db").touch()
+    code, _, said = run()
+    assert code == 1
+    assert f"the database {data / 'sd35.db'} cannot be used: it has no tables of sd35" in said
 
 
 def test_a_missing_image_store_is_an_error(images: ImageStore, tmp_path: Path, run: Run):
@@ -114,7 +128,8 @@ def test_a_missing_image_store_is_an_error(images: ImageStore, tmp_path: Path, r
     del images
     code, _, said = run("--image-store", str(tmp_path / "elsewhere"))
     assert code == 1
-    assert f"the image store {tmp_path / 'elsewhere'} cannot be listed: No such file or directory" in said
+    assert f"the image store {tmp_path / 'elsewhere'} cannot be listed: the directory does not exist" in said
+    assert "start it with `sd35 serve`, or correct the setting data_dir or image_store" in said
     assert run("--image-store", "memory")[0] == 2
 
 

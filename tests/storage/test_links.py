@@ -132,7 +132,9 @@ def test_a_configured_secret_is_used_and_none_stored(tmp_path: Path):
 def test_a_secret_that_cannot_be_stored_is_an_error(tmp_path: Path):
     """The error names the setting, the file and the reason."""
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidSetting, match=r"link_secret: .* data_dir: (Not a directory|File exists): .*link-secret"):
+    with pytest.raises(
+        InvalidSetting, match=r"link_secret: .*link-secret \((Not a directory|File exists)\); set link_secret"
+    ):
         Links.from_settings(load_settings({"data_dir": tmp_path / "file"}))
 
 
@@ -154,5 +156,5 @@ def test_a_secret_is_stored_on_file_systems_without_hard_links(tmp_path: Path, m
 def test_a_damaged_secret_signs_nothing(tmp_path: Path, content: bytes):
     """With an empty or short secret, anyone could sign links. The error names the file, its size and the remedy."""
     (tmp_path / "link-secret").write_bytes(content)
-    with pytest.raises(InvalidSetting, match=rf"link-secret is damaged: got {len(content)} bytes; .* Delete the file"):
+    with pytest.raises(InvalidSetting, match=rf"link-secret is damaged. .* {len(content)} bytes .* Delete it"):
         Links.from_settings(load_settings({"data_dir": tmp_path}))

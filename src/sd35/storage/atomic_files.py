@@ -12,7 +12,7 @@ from uuid import uuid4
 
 _ABANDONED_S = 3600  # no write takes this long, so older staged files belong to killed processes
 _LOCK = "lock"  # a file in `staging`
-_LOCK_WAIT_S = 60.0
+_LOCK_WAIT_S = 60.0  # after it, filelock raises Timeout, which is an OSError
 # Errors of link(2) on file systems without hard links, or without hard links across directories.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700  # only this process's user has access, because images contain prompts
@@ -21,8 +21,8 @@ PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700  # only this process's user has a
 class AtomicWriter:
     """Writes files into `directory` via its subdirectory `staging`.
 
-    A file gets its final name by a hard link, which never replaces a file. File systems without hard links (exFAT, many
-    network shares) get a lock and a rename instead. Either way, a file has its final name only when it is complete.
+    A complete file in `staging` gets its final name by a hard link, which never replaces an existing file. On file
+    systems without hard links (exFAT, many network shares), it is renamed under a lock instead.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -30,7 +30,10 @@ class AtomicWriter:
         self._mutex = threading.Lock()
 
     def prepare(self) -> None:
-        """Create the directories, and delete the files that killed processes left in `staging`. Raises OSError."""
+        """Create the directories, and delete the files that killed processes left in `staging`.
+
+        Raises OSError if a directory cannot be created or written to.
+        """
         self._directory.mkdir(PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         self._staging.mkdir(PRIVATE_DIRECTORY, exist_ok=True)
         make_private(self._staging)
@@ -40,11 +43,14 @@ class AtomicWriter:
                     file.unlink()
 
     def write_once(self, name: str, content: bytes) -> bool:
-        """Write a new file and sync it to the disk. Returns False and changes nothing if it exists. Raises OSError."""
+        """Write a new file and sync it to the disk. Returns False and changes nothing if the file exists.
+
+        Raises OSError if it cannot be written.
+        """
         path = self._directory / name
         with self._staged(content) as staged:
             try:
-                _with_parent(path, lambda: os.link(staged, path))
+                _run_with_parent(path, lambda: os.link(staged, path))
             except FileExistsError:
                 return False
             except OSError as error:
@@ -54,27 +60,29 @@ class AtomicWriter:
             return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a file, replacing an existing one, and sync it to the disk. Raises OSError."""
+        """Write a file, replacing an existing one, and sync it to the disk. Raises OSError if it cannot be written."""
         path = self._directory / name
         with self._staged(content) as staged:
-            _with_parent(path, lambda: staged.replace(path))
+            _run_with_parent(path, lambda: staged.replace(path))
 
     def _rename_once(self, staged: Path, path: Path) -> bool:
         """Rename a staged file to its final name. Returns False if that file exists.
 
-        A rename replaces existing files, so locks let one writer at a time check and rename: the mutex for threads of
-        this process, the file lock for other processes. The operating system frees the file lock of a killed process.
+        A rename would replace an existing file. So one writer at a time checks that there is none, and renames. The
+        mutex excludes other threads of this process, and the file lock excludes other processes. If a process is
+        killed, the operating system frees its file lock.
         """
         from filelock import FileLock
 
         with self._mutex, FileLock(self._staging / _LOCK, timeout=_LOCK_WAIT_S, mode=PRIVATE_FILE):
             if path.exists():
                 return False
-            _with_parent(path, lambda: staged.rename(path))
+            _run_with_parent(path, lambda: staged.rename(path))
             return True
 
     @contextlib.contextmanager
     def _staged(self, content: bytes) -> Iterator[Path]:
+        """Write a new file in `staging` and yield its path. Deletes the file at the end of the block."""
         staged = self._staging / uuid4().hex
         try:
             _write(staged, content)
@@ -90,12 +98,12 @@ def make_private(directory: Path) -> None:
     """
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(directory.stat().st_mode)
-        if mode & 0o077:
+        if mode & 0o077:  # the permissions of the group and of others
             directory.chmod(mode & ~0o077)
 
 
-def _with_parent(path: Path, operation: Callable[[], object]) -> None:
-    """Run `operation`. If the parent directory of `path` is missing, create it and run `operation` again."""
+def _run_with_parent(path: Path, operation: Callable[[], object]) -> None:
+    """Run `operation`. If that fails because the parent directory of `path` is missing, create it and try again."""
     try:
         operation()
     except FileNotFoundError:
@@ -104,15 +112,16 @@ def _with_parent(path: Path, operation: Callable[[], object]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write and sync a file with plain system calls.
+    """Write a new file and sync it to the disk. Raises OSError.
 
-    Python's file objects make twice as many system calls, and other threads may run first at each of them.
+    Calls the operating system directly. Python's file objects make twice as many system calls, and each call releases
+    the GIL, so another thread may run before this one continues.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
     try:
         remaining = memoryview(content)
         while remaining:
-            remaining = remaining[os.write(file, remaining) :]
+            remaining = remaining[os.write(file, remaining) :]  # one call may write only a part
         os.fsync(file)
     finally:
         os.close(file)

@@ -1,9 +1,12 @@
 """Decide whether the wall clock can be trusted, before anything is deleted by age.
 
 A single reading cannot distinguish a wrong clock from a server that was off for months. After a jump of the clock,
-nothing is deleted by age until the clock jumps back, or until a server has run with the new time for a day. That day is
-enough to notice a wrong clock, and a server that was off for months only deletes a day later. Only time between two
-readings of a running server counts, so a clock that is wrong in a different way at each start is never trusted.
+nothing is deleted by age until the clock jumps back, or until a server has run with the new time for a day. (If data is
+kept for less than a day, it must run for that period.) The operator has this day to notice a wrong clock. If the server
+was off for months, it deletes old data a day later.
+
+The day consists of the intervals between two readings of a running server. A clock that shows another wrong time after
+each start is therefore never trusted.
 """
 
 from dataclasses import dataclass
@@ -16,13 +19,15 @@ _MARGIN_S = 600.0  # dates this close to a suspect reading are suspect too: read
 
 @dataclass(frozen=True)
 class ClockRecord:
-    """The last trusted reading of the clock, and the later readings that are not trusted yet. Seconds since 1970.
+    """The last trusted reading of the clock, and the later readings that are not trusted yet.
+
+    All readings are in seconds since 1970.
 
     Attributes:
         trusted_s: The last trusted reading. None in a new database.
-        suspect_since_s: The first reading that is not trusted.
-        suspect_last_s: The last reading that is not trusted.
-        suspect_for_s: How long a server has run with the suspect time, in seconds.
+        suspect_since_s: The first reading that is not trusted. None if the last reading was trusted.
+        suspect_last_s: The last reading that is not trusted. None if the last reading was trusted.
+        suspect_for_s: How long a server has run since the clock jumped, in seconds.
     """
 
     trusted_s: float | None = None
@@ -36,7 +41,7 @@ class ClockRules(NamedTuple):
 
     Attributes:
         plausible_s: The largest plausible change between two readings, in seconds.
-        confirmed_s: Time that a server must run before a new time is trusted, in seconds.
+        confirmed_s: How long a server must run after a jump of the clock before the new time is trusted, in seconds.
     """
 
     plausible_s: float
@@ -44,21 +49,25 @@ class ClockRules(NamedTuple):
 
     @classmethod
     def for_retention(cls, retention_s: float | None) -> "ClockRules":
-        """Return rules for a retention period in seconds. None means that data is never deleted.
+        """Return rules for a retention period in seconds. None means that nothing is deleted by age.
 
-        A quarter of the period is plausible, so that data is kept for at least three quarters of it. A period of less
-        than a day, perhaps chosen for privacy, is extended by at most itself, not by a whole day.
+        A change of a quarter of the period is plausible, so data is kept for at least three quarters of the period. A
+        new time is trusted after a day, or after the period if the period is shorter. A jump of the clock therefore at
+        most doubles a short period, which an operator may have chosen for privacy.
         """
-        return cls(7 * _DAY_S, _DAY_S) if retention_s is None else cls(retention_s / 4, min(_DAY_S, retention_s))
+        if retention_s is None:
+            return cls(plausible_s=7 * _DAY_S, confirmed_s=_DAY_S)
+        return cls(plausible_s=retention_s / 4, confirmed_s=min(_DAY_S, retention_s))
 
 
 class Reading(NamedTuple):
-    """A judged reading of the clock.
+    """Whether a reading of the clock is trusted, and the new clock record.
 
     Attributes:
-        record: The record to store.
+        record: The clock record after this reading.
         is_trusted: Whether the clock can be trusted now.
-        misdated: First and last time that the clock showed while it was wrong. Set when the clock has jumped back.
+        misdated: First and last time that the clock showed while it was wrong, in seconds since 1970. Only set when the
+            clock has jumped back. Dates in this span are wrong.
     """
 
     record: ClockRecord
@@ -67,33 +76,34 @@ class Reading(NamedTuple):
 
 
 class ClockStore(Protocol):
-    """Stores the clock record in the same database as the rows that are deleted by age.
+    """Stores the clock record in the same database as the images and jobs that are deleted by age.
 
-    Thread-safe. Methods block and raise StoreUnavailable.
+    Thread-safe. Methods block. They raise StoreUnavailable if the database does not answer.
     """
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading and store the new record, in one transaction."""
+        """Judge the reading `now_s` with `judge`, and store the new record, in one transaction."""
 
 
 def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
-    """Judge a reading by the earlier ones. The first reading of a new database is trusted: it has nothing to delete."""
+    """Decide from the earlier readings whether the reading `now_s`, in seconds since 1970, is trusted."""
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
     misdated, for_s = None, 0.0
     if trusted_s is None:
-        is_trusted = True
-    elif since_s is None or last_s is None:
+        is_trusted = True  # a new database contains nothing to delete
+    elif since_s is None or last_s is None:  # the last reading was trusted
         is_trusted = abs(now_s - trusted_s) <= rules.plausible_s
         since_s = now_s
     elif abs(now_s - trusted_s - (last_s - since_s)) <= rules.plausible_s:
-        is_trusted = True  # the clock has jumped back; even a wrong clock measures the time between two readings
+        # The clock has jumped back. The wrong clock has measured how much time passed since the last trusted reading.
+        is_trusted = True
         misdated = since_s - _MARGIN_S, last_s + _MARGIN_S
-    elif abs(now_s - last_s) <= rules.plausible_s:
+    elif abs(now_s - last_s) <= rules.plausible_s:  # the clock continues from the suspect reading
         since_s = min(since_s, now_s)
         for_s = record.suspect_for_s + (now_s - last_s if 0 <= now_s - last_s <= _MAX_INTERVAL_S else 0)
         is_trusted = for_s >= rules.confirmed_s
     else:
-        is_trusted = False  # another jump
+        is_trusted = False  # the clock has jumped to a third time
         since_s = now_s
     new_record = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s, for_s)
     return Reading(new_record, is_trusted, misdated)

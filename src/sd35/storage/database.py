@@ -1,4 +1,4 @@
-"""The database: jobs, API keys, owners of images, and the clock record."""
+"""The database: jobs, API keys, owners of images, and the last trusted reading of the clock."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,7 @@ def database_url(settings: Settings) -> str:
 
 
 def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Database:
-    """Open a database. Creates it if missing, and upgrades its schema if outdated.
+    """Open a database. Creates it if missing, and upgrades its tables if an older version created them.
 
     Args:
         url: `memory`, path of an SQLite file, or URL of an SQLite or PostgreSQL database.
@@ -47,7 +47,7 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
 
     Raises:
         InvalidSetting: The URL is not allowed, or a package is missing. The message never contains a password.
-        StoreUnavailable: The database does not answer, or its schema is of another version.
+        StoreUnavailable: The database does not answer, or another version of this project created its tables.
     """
     if url == MEMORY:
         return Database(MemoryJobStore(), MemoryKeyStore(), MemoryOwnershipIndex(), MemoryClockStore(), MEMORY)
@@ -60,7 +60,10 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
 
     parsed = parse_url(url, _ALLOWED)
     if parsed.drivername == "sqlite" and not upgrade and not Path(parsed.database or "").exists():
-        raise InvalidSetting(f"database: {parsed.database} does not exist; check the settings data_dir and database")
+        raise InvalidSetting(
+            f"database: {parsed.database} does not exist. The service creates it at its first start; start it with"
+            " `sd35 serve`, or correct the setting data_dir or database"
+        )
     database = SqlDatabase(parsed, wait_s)
     try:
         if upgrade:

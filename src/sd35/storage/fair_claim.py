@@ -23,10 +23,10 @@ def choose_fairly(candidates: Iterable[Candidate], running: Mapping[str, int], l
     Args:
         candidates: The queued jobs.
         running: Number of running jobs by owner.
-        limit: Maximum number of jobs.
+        limit: Maximum number of jobs to choose.
     """
     running_count = Counter(running)
-    ranked = []
+    ranked = []  # each with the number of jobs that its owner will have running before it
     for candidate in sorted(candidates, key=_urgency):
         ranked.append((running_count[candidate.owner], *_urgency(candidate), candidate))
         running_count[candidate.owner] += 1
@@ -34,4 +34,5 @@ def choose_fairly(candidates: Iterable[Candidate], running: Mapping[str, int], l
 
 
 def _urgency(candidate: Candidate) -> tuple[int, int]:
+    """Return a sort key that is lower for a higher priority, then for an older job."""
     return -candidate.priority, candidate.number

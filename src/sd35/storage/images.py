@@ -1,7 +1,7 @@
-"""Store of images: keeps the files in the blob store consistent with their owners in the index.
+"""Store of images: files in a blob store, and the owners of the images in an index.
 
-Every owned image has a file, and every file has an owner. Each file is checked against its checksums when it is read.
-A damaged file is never returned and counts as missing.
+The order of the writes keeps the two consistent: every owned image has a file, and every file has an owner. Each file
+is compared with its recorded checksums when it is read. A damaged file is never returned.
 """
 
 import threading
@@ -17,14 +17,16 @@ from sd35.storage.integrity import DamagedFile, check_file, checksum_of
 from sd35.storage.names import names_of
 from sd35.storage.ownership import OwnershipIndex
 
-_LOCKS = 256
+_LOCKS = 256  # enough that two images rarely share a lock
 
 
 class ImageStore:
-    """A blob store and the index of image owners. Thread-safe. Methods block and raise StoreUnavailable.
+    """A blob store and the index of image owners. Thread-safe.
 
-    Within this process, one operation at a time changes an image. Other processes that share the store are not locked
-    out: a method may miss a change that they make between two of its steps.
+    Methods block. They raise StoreUnavailable if the blob store or the index does not answer.
+
+    Within this process, a lock lets one operation at a time change an image. The lock does not exclude other processes
+    that share the store, so a method may miss a change that another process makes between two of its steps.
     """
 
     def __init__(self, blobs: BlobStore, ownership: OwnershipIndex) -> None:
@@ -47,8 +49,8 @@ class ImageStore:
             digest: Digest of the request that generated the image.
             owner: The new owner.
             png: Content of the file.
-            was_stored: Whether the caller has just found the file in the store. If so, it is written only if it was
-                removed meanwhile.
+            was_stored: Whether the caller has just found the file in the store. If true, the file is only written if
+                it was removed meanwhile.
         """
         with self._lock(digest):
             self.ownership.add(digest, owner, len(png), time.time())
@@ -57,7 +59,10 @@ class ImageStore:
                 self._write(name, png)
 
     def get(self, name: str) -> bytes | None:
-        """Return the content of a file, or None if it is missing. Raises DamagedFile, after logging and counting it."""
+        """Return the content of a file, or None if it is missing.
+
+        Raises DamagedFile if the file is damaged, after logging that and calling the observer.
+        """
         content = self.blobs.get(name)
         if content is None:
             return None
@@ -74,17 +79,19 @@ class ImageStore:
         return content
 
     def read(self, digest: str) -> bytes | None:
-        """Return the file of an image, or None if it is missing or damaged."""
-        try:
-            return next((png for name in names_of(digest) if (png := self.get(name)) is not None), None)
-        except DamagedFile:
-            return None
+        """Return the content of an image's PNG file, or None if the file is missing or damaged."""
+        with suppress(DamagedFile):
+            for name in names_of(digest):
+                png = self.get(name)
+                if png is not None:
+                    return png
+        return None
 
     def sign(self, digest: str, expires_s: float) -> str | None:
         """Return a URL at which the blob store itself serves the image for `expires_s` seconds.
 
-        Returns None if the image is missing or the store has no such URLs. Also returns None if the file has a size
-        that was never recorded: it may be damaged, so the caller should use `read`, which checks it.
+        Returns None if the image is missing, or if the store has no such URLs. Also returns None if the file has a size
+        that was never recorded. It may then be damaged, so the caller should use `read`, which checks it.
         """
         for name in names_of(digest):
             size_bytes = self.blobs.size(name)
@@ -94,9 +101,12 @@ class ImageStore:
         return None
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image, and delete its files if nobody else owns it. Returns whether `owner` owned it.
+        """Remove an owner from an image, and delete the files of the image if nobody else owns it.
 
-        The files are deleted before the owner is removed. If that fails, the owner can try again.
+        The files are deleted before the owner is removed. If deleting fails, the owner can try again.
+
+        Returns:
+            Whether `owner` owned the image.
         """
         with self._lock(digest):
             owners = self.ownership.owners(digest)
@@ -107,8 +117,9 @@ class ImageStore:
             is_unowned = self.ownership.remove(digest, owner)
             if is_unowned and not is_last:  # another process removed the other owners meanwhile
                 self._delete_files(digest)
-            for name, content in {} if is_unowned else removed.items():  # another process added an owner meanwhile
-                self.blobs.put(name, content)
+            if is_last and not is_unowned:  # another process added an owner after the files were deleted
+                for name, content in removed.items():
+                    self.blobs.put(name, content)
             return True
 
     def delete(self, digest: str) -> None:
@@ -118,19 +129,20 @@ class ImageStore:
             self.ownership.delete(digest)
 
     def _take_files(self, digest: str) -> dict[str, bytes]:
-        """Delete all files of an image. Returns the contents of those that are not damaged."""
+        """Delete all files of an image. Returns the contents of the undamaged files by name, to write them back."""
         contents = {}
         for name in names_of(digest):
             with suppress(DamagedFile):
-                if (content := self.get(name)) is not None:
+                content = self.get(name)
+                if content is not None:
                     contents[name] = content
         self._delete_files(digest)
         return contents
 
     def _write(self, name: str, png: bytes) -> None:
-        """Write a file, unless an undamaged one exists.
+        """Write a file, unless an undamaged file of this name exists. Replaces a damaged file.
 
-        A damaged file is replaced without deleting it first: another process may have written a good one meanwhile.
+        A damaged file is not deleted first, because another process may have replaced it with a good file meanwhile.
         """
         if self.blobs.put(name, png):
             return
@@ -141,7 +153,7 @@ class ImageStore:
             except DamagedFile as error:
                 structlog.get_logger().warning("replacing a damaged image", file=name, reason=str(error))
             else:
-                return
+                return  # the existing file is good
         self.blobs.replace(name, png)
 
     def _delete_files(self, digest: str) -> None:

@@ -34,14 +34,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job as the client requested it.
+    """What a client specifies when it creates a job.
 
     Attributes:
         request: The image to generate.
         owner: ID of the API key that sent the job, "" if the service has no keys.
-        priority: Among jobs of one owner, a higher priority goes first.
+        priority: Among the jobs of one owner, jobs with a higher priority run first.
         format: File format of the image in responses.
-        has_metadata: Whether the file contains the parameters of the image.
+        has_metadata: Whether the file in responses contains the parameters of the image.
         webhook: URL to notify when the job ends.
         idempotency_key: The client's name for the job, unique among the owner's jobs.
         body_digest: Digest of the request body. A second request with the same idempotency key must have the same
@@ -60,7 +60,7 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Failure:
-    """The failure of a job: a message, and the HTTP status that a synchronous call would have returned."""
+    """Why a job failed: a message, and the HTTP status that a synchronous call would have returned."""
 
     status: int
     detail: str
@@ -68,7 +68,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The image of a job that succeeded. `digest` is the digest of the request that generated the image."""
+    """The image of a job that succeeded.
+
+    Attributes:
+        digest: Digest of the request that generated the image.
+        was_cached: Whether the image was not generated for this job: it was in the store, or shared with another call.
+        is_blurred: Whether the content filter has blurred the image.
+    """
 
     digest: str
     was_cached: bool
@@ -77,7 +83,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Job:
-    """State of a job. Times are seconds since 1970. `number` increases with each job of the store."""
+    """State of a job. Times are in seconds since 1970. A younger job of the same store has a higher `number`."""
 
     id: str
     number: int
@@ -98,9 +104,10 @@ class Receiver(NamedTuple):
 
     @classmethod
     def from_url(cls, owner: str, url: str) -> "Receiver":
-        """Return the receiver of a URL. Its host is lower case, ASCII and without a final dot; "" if missing.
+        """Return the receiver of a URL.
 
-        Uses the URL parser of the HTTP client that sends the webhook, so that both agree on the host.
+        The host is in lower-case ASCII, without a final dot. It is "" if the URL is invalid. The HTTP client that sends
+        the webhook parses the URL here too, because another parser might find another host.
         """
         import httpx2
 
@@ -112,7 +119,7 @@ class Receiver(NamedTuple):
 
 @dataclass(frozen=True)
 class DueWebhooks:
-    """Number of due webhooks of one receiver, and the time at which the oldest of them became due."""
+    """Number of due webhooks of a receiver. `oldest_s` is when the first of them became due, in seconds since 1970."""
 
     receiver: Receiver
     count: int
@@ -121,7 +128,10 @@ class DueWebhooks:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook to send now: a POST to `url` with the final state of a job. `attempts` counts earlier attempts."""
+    """A webhook to send now: a POST to `url` with the final state of a job.
+
+    `attempts` is the number of earlier attempts, which failed.
+    """
 
     job_id: str
     url: str
@@ -130,10 +140,13 @@ class Delivery:
 
 
 class JobStore(Protocol):
-    """Stores jobs. Thread-safe. Methods block, so the event loop calls them on threads. Each call is one transaction.
+    """Stores jobs, and the webhooks that are not delivered yet. Thread-safe.
+
+    Methods block, so the event loop calls them on threads. They raise StoreUnavailable if the database does not answer.
+    Each call is one transaction, except `sweep`.
 
     A method that takes an `owner` treats jobs of other owners as missing. `owner=None` is an administrator, who sees
-    all jobs. All methods raise StoreUnavailable if the database does not answer.
+    all jobs. A `holder` is the ID of a process that runs jobs. A webhook is due when it should be sent now.
     """
 
     def add(self, job: Job) -> Job:
@@ -157,39 +170,45 @@ class JobStore(Protocol):
         """
 
     def position(self, job_id: str) -> int:
-        """Return the number of queued jobs before a queued job, by priority and age; 0 for a job that is not queued."""
+        """Return the number of jobs ahead of a queued job. Returns 0 if the job is not queued.
+
+        These are the queued jobs of all owners with a higher priority, or with the same priority and a lower number.
+        """
 
     def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
-        """Claim up to `limit` queued jobs, which are then running, and return them in fair order.
+        """Claim up to `limit` queued jobs for `holder`: set their status to running, and return them in fair order.
 
-        The owners with the fewest running jobs go first, then higher priorities, then older jobs, as if jobs were
-        claimed one by one. No job goes to two holders.
+        The order is as if jobs were claimed one at a time. Each time, the owner with the fewest running jobs goes
+        first, then the job with the highest priority, then the oldest job. No job goes to two holders.
 
-        Jobs of other holders with an expired lease are requeued first, in their old places. Those holders lose the jobs
-        even if this call does not claim them. A lease expires `lease_s` after the last `claim` or `renew`, by the
-        store's own clock, or earlier if the store knows that the holder's process has ended.
+        First, if leases of other holders have expired, their jobs are queued again, in their old places. The holders
+        lose these jobs, even if this call does not claim them. A lease expires `lease_s` after the last `claim` or
+        `renew`, by the store's own clock. It expires earlier if the store knows that the holder's process has ended.
 
         Args:
             holder: ID of the process that claims.
-            started_s: Start time to store in the jobs. Leases do not depend on it.
+            started_s: Start time to store in the jobs, in seconds since 1970. Leases do not depend on it.
             lease_s: Length of the lease in seconds. All holders use the same length.
-            limit: Maximum number of jobs.
+            limit: Maximum number of jobs to claim.
         """
 
     def renew(self, holder: str, lease_s: float) -> set[str]:
         """Renew all leases of `holder`. Returns the IDs of the jobs that it still holds."""
 
     def release(self, holder: str) -> int:
-        """Requeue all jobs that `holder` holds, in their old places. Returns their number."""
+        """Queue all jobs of `holder` again, in their old places, and end their leases. Returns their number."""
 
     def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
         """End a job and make its webhook due. Returns False and changes nothing if `holder` does not hold the job."""
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """Cancel a job and make its webhook due, unless the job has ended. Returns the job; None if it is missing."""
+        """Cancel a job and make its webhook due. A job that has ended stays as it is.
+
+        Returns the job, or None if it is missing.
+        """
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
-        """Delete a job that has ended and return it; None if it is missing or has not ended."""
+        """Delete a job that has ended. Returns the deleted job, or None if it is missing or has not ended."""
 
     def counts(self) -> Mapping[Status, int]:
         """Return the number of jobs of each status."""
@@ -198,19 +217,22 @@ class JobStore(Protocol):
         """Count the due webhooks of each receiver, in any order."""
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
-        """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`.
+        """Claim up to `limits[receiver]` due webhooks of each receiver. Returns them, the longest due first.
 
-        Webhooks that have been due longest go first. No webhook goes to two processes.
+        For `WEBHOOK_LEASE_S`, no other call claims them. Then they are due again.
         """
 
     def finish_webhook(self, job_id: str) -> None:
-        """Delete a webhook after it was delivered or the last attempt failed."""
+        """Delete a webhook, because it was delivered or its last attempt failed."""
 
     def postpone_webhook(self, job_id: str, until_s: float) -> None:
         """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change end times between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
+        """Change end times of jobs from `from_s` to `until_s` to `now_s`, because the clock was wrong in that time.
+
+        `until_s=None` means no upper bound. All times are in seconds since 1970.
+        """
 
     def sweep(self, ended_before_s: float) -> int:
         """Delete jobs that ended before `ended_before_s`. Returns their number."""
@@ -220,9 +242,9 @@ class JobStore(Protocol):
 
 
 def new_job(spec: JobSpec, now_s: float) -> Job:
-    """Return a queued job to add to a store, which assigns its `number`.
+    """Return a new job with status "queued", to add to a store. The store assigns its `number`.
 
-    The ID has 32 hexadecimal digits: first milliseconds since 1970, so that IDs sort by age and new ones are adjacent
-    in an index, then 80 random bits, so that nobody can guess the IDs of other clients.
+    The ID has 32 hexadecimal digits. The first 12 are the milliseconds since 1970: IDs sort by age, and new IDs are
+    adjacent in an index. The other 20 are random, so that nobody can guess the IDs of other clients.
     """
     return Job(f"{int(now_s * 1000):012x}{secrets.token_hex(10)}", 0, spec, Status.QUEUED, now_s)

@@ -1,4 +1,4 @@
-"""Signed links: URLs that give an image to anyone who has them, without an API key, until they expire.
+"""Signed links: URLs that return an image without an API key, to anyone who has the URL, until it expires.
 
 The signature covers the path, the parameters in their order, and the expiry time, but not the host. A link to another
 image, in another format or with another expiry time needs another signature.
@@ -16,10 +16,10 @@ from sd35.storage.atomic_files import AtomicWriter
 
 PATH = "/v1/artifacts"  # prefix of the URLs of images
 DEFAULT_LIFETIME_S = 3600
-MAX_LIFETIME_S = 7 * 24 * 3600  # as in S3
+MAX_LIFETIME_S = 7 * 24 * 3600  # as for S3's presigned URLs
 _MIN_SECRET_BYTES = 16  # as in the setting `link_secret`
 _EXPIRES, _SIGNATURE = "expires", "signature"
-_PURPOSE = b"sd35 link 1\n"  # domain separation: any other use of the secret gives another signature
+_PURPOSE = b"sd35 link 1\n"  # the start of all that is signed, so that no signature for another purpose is valid here
 
 
 class Links:
@@ -35,17 +35,24 @@ class Links:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Links":
-        """Use the secret from the settings, or the one stored in `data_dir`, which is generated if it is missing.
+        """Use the setting `link_secret`. If it is not set, use the secret stored in `data_dir`.
 
-        Raises InvalidSetting if the secret cannot be stored, or if the stored one is damaged.
+        The first call generates the stored secret. Raises InvalidSetting if it cannot be stored, or if it is damaged.
         """
-        given = settings.link_secret
-        return cls(given.get_secret_value().encode() if given else _stored_secret(settings), settings.public_url)
+        if settings.link_secret:
+            secret = settings.link_secret.get_secret_value().encode()
+        else:
+            secret = _load_or_create_secret(settings)
+        return cls(secret, settings.public_url)
 
     def sign(self, path: str, parameters: Sequence[tuple[str, str]], expires_s: int, base_url: str) -> str:
-        """Return the signed URL of `path`, valid until `expires_s` (seconds since 1970).
+        """Return a signed URL.
 
-        `base_url` is the base URL of the current request. The setting `public_url` overrides it.
+        Args:
+            path: Path of the URL.
+            parameters: Names and values of its query, in their order.
+            expires_s: When the link expires, in seconds since 1970.
+            base_url: Base URL of the current request. The setting `public_url` overrides it.
         """
         assert not {_EXPIRES, _SIGNATURE} & {name for name, _ in parameters}
         query = [*parameters, (_EXPIRES, str(expires_s))]
@@ -53,20 +60,27 @@ class Links:
         return f"{base}{quote(path)}?{urlencode([*query, (_SIGNATURE, self._signature(path, query))])}"
 
     def check(self, path: str, parameters: Sequence[tuple[str, str]], now_s: float) -> None:
-        """Check the signature and expiry time of a request. Raises LinkRefused.
+        """Check the signature and expiry time of a requested URL.
 
-        `parameters` must have their original order, because the signature covers it.
+        Args:
+            path: Path of the URL.
+            parameters: Names and values of its query, in their original order, which the signature covers.
+            now_s: The current time, in seconds since 1970.
+
+        Raises:
+            LinkRefused: The signature is wrong, or the link has expired.
         """
         signatures = [value for name, value in parameters if name == _SIGNATURE]
         query = [pair for pair in parameters if pair[0] != _SIGNATURE]
         expected = self._signature(path, query).encode()
         if len(signatures) != 1 or not hmac.compare_digest(signatures[0].encode("utf-8", "replace"), expected):
             raise LinkRefused("signature: not valid for this URL; use the link exactly as you received it")
-        # The signature is valid, so `sign` wrote the expiry time.
+        # The signature is valid, so `sign` wrote the expiry time, and it is a number.
         if int(dict(query)[_EXPIRES]) <= now_s:
             raise LinkRefused("expires: this link has expired; request a new one")
 
     def _signature(self, path: str, query: Sequence[tuple[str, str]]) -> str:
+        """Return the HMAC of a path and a query in hexadecimal digits. Replaces characters that UTF-8 cannot encode."""
         signed = f"{quote(path, errors='replace')}?{urlencode(query, errors='replace')}"
         return hmac.new(self._secret, _PURPOSE + signed.encode(), hashlib.sha256).hexdigest()
 
@@ -77,9 +91,9 @@ def is_link(path: str, query: str) -> bool:
 
 
 def expiry(now_s: float, lifetime_s: int | None) -> int:
-    """Return the expiry time of a link created now, in seconds since 1970. None means `DEFAULT_LIFETIME_S`.
+    """Return when a link created at `now_s` expires, in seconds since 1970.
 
-    Raises InvalidRequest if the lifetime is out of range.
+    A lifetime of None means `DEFAULT_LIFETIME_S`. Raises InvalidRequest if the lifetime is out of range.
     """
     if lifetime_s is None:
         lifetime_s = DEFAULT_LIFETIME_S
@@ -88,18 +102,24 @@ def expiry(now_s: float, lifetime_s: int | None) -> int:
     return int(now_s) + lifetime_s
 
 
-def _stored_secret(settings: Settings) -> bytes:
+def _load_or_create_secret(settings: Settings) -> bytes:
+    """Return the secret from the file `link-secret` in `data_dir`. Generates it if the file is missing.
+
+    Raises InvalidSetting if the file cannot be written or read, or if it is too short.
+    """
     path, writer = settings.data_dir / "link-secret", AtomicWriter(settings.data_dir)
     try:
         writer.prepare()
         writer.write_once(path.name, secrets.token_hex(32).encode())
         secret = path.read_bytes()
     except OSError as error:
-        reason = f"{error.strerror or error}: {path}"
-        raise InvalidSetting(f"link_secret: not set, and it cannot be stored in data_dir: {reason}") from error
+        raise InvalidSetting(
+            f"link_secret: not set, and a generated secret cannot be stored in {path} ({error.strerror or error}); set"
+            " link_secret, or make data_dir writable"
+        ) from error
     if len(secret) < _MIN_SECRET_BYTES:  # with an empty secret, anyone could sign links
         raise InvalidSetting(
-            f"link_secret: not set, and {path} is damaged: got {len(secret)} bytes; allowed: at least"
-            f" {_MIN_SECRET_BYTES}. Delete the file to generate a new secret; existing links then stop working"
+            f"link_secret: not set, and the stored secret {path} is damaged. The file has {len(secret)} bytes but needs"
+            f" at least {_MIN_SECRET_BYTES}. Delete it to generate a new secret; existing links then stop working"
         )
     return secret

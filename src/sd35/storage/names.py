@@ -12,7 +12,7 @@ def name_of(digest: str, *, is_blurred: bool = False) -> str:
 
 
 def names_of(digest: str) -> tuple[str, ...]:
-    """Return all names that the files of an image may have."""
+    """Return all names that the files of an image may have: of the original and of the blurred image."""
     return name_of(digest), name_of(digest, is_blurred=True)
 
 
@@ -22,16 +22,17 @@ def digest_of(name: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Return the path of a file in a store. The first two digits name its folder, so that no folder gets too large.
+    """Return the path of an image file in a store: `FOLDER/NAME`.
 
-    Raises ValueError if `name` is not the name of an image file. This rules out paths that leave the store.
+    The first two digits of the name are the folder, so that no folder has too many files. Raises ValueError if `name`
+    is not the name of an image file. A name therefore cannot lead to a path outside the store.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"name: got {name!r}; allowed: 64 hexadecimal digits and a suffix")
+        raise ValueError(f"name: got {name!r}; allowed: 64 hexadecimal digits and a suffix such as .png")
     return f"{name[:2]}/{name}"
 
 
 def name_at(path: str) -> str | None:
-    """Return the name of the image file at a path in a store, or None if the path is not one of `path_of`."""
+    """Return the name of the image file at a path in a store. Returns None if no image file can have this path."""
     name = path.rpartition("/")[2]
     return name if _NAME.fullmatch(name) and path == path_of(name) else None

@@ -23,9 +23,10 @@ class Storage(NamedTuple):
         """Open the stores from the settings.
 
         Raises:
-            InvalidSetting: A setting is wrong, or the service once had API keys and they are lost.
+            InvalidSetting: A setting is wrong, a directory cannot be written to, or the service has lost its API keys.
             StoreUnavailable: The database cannot be used.
         """
+        # If all three settings are set, no store is in `data_dir`.
         if not (settings.database and settings.image_store and settings.link_secret):
             check_writable("data_dir", settings.data_dir)
         database = open_database(database_url(settings))

@@ -1,4 +1,4 @@
-"""Verification of all stored images. It only reads, and changes nothing."""
+"""Verify all stored images: their files, checksums and owners. Nothing is changed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from sd35.storage.integrity import DamagedFile, check_file
 from sd35.storage.names import digest_of, names_of
 from sd35.storage.ownership import OwnershipIndex
 
-_PAGE = 10_000
-_MAX_CONSECUTIVE_ERRORS = 3  # at this number, the store is assumed to be unavailable, rather than the files damaged
+_PAGE = 10_000  # digests per query
+_MAX_CONSECUTIVE_ERRORS = 3  # with so many unreadable files in a row, the store has failed, rather than the files
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged file, and the reason."""
+    """A damaged file: its name, and what is wrong with it."""
 
     file: str
     reason: str
@@ -27,9 +27,9 @@ class VerificationReport:
 
     Attributes:
         files: Number of files in the store.
-        without_checksum: Number of files without a recorded checksum. Their PNG CRCs were checked instead.
+        without_checksum: Number of files without a recorded checksum. Their PNG chunks were checked instead.
         without_owner: Number of files without an owner. The service neither serves nor deletes these.
-        damaged: Files that differ from the files that were written.
+        damaged: Files that cannot be read, or that differ from what was written.
         missing: Digests of images that have an owner but no file.
     """
 
@@ -46,39 +46,43 @@ class VerificationReport:
 
 
 def verify_images(images: ImageStore) -> VerificationReport:
-    """Compare every file with its checksums, and the index with the files. Raises StoreUnavailable.
+    """Compare every file with its checksums, and find files without owners and owned images without files.
 
     A running service may write and delete images meanwhile, so images that seem missing are looked up again at the end.
+    Raises StoreUnavailable if the blob store or the index does not answer.
     """
     blobs, index = images.blobs, images.ownership
-    report, found = VerificationReport(), set()
-    owned = set(_owned_digests(index))
+    report = VerificationReport()
+    owned_digests, file_digests = set(_owned_digests(index)), set()
     errors = 0
     for name in blobs.names():
         try:
-            exists = _check(images, name, report)
+            exists = _check_and_report(images, name, report)
             errors = 0
         except StoreUnavailable as error:
             errors += 1
             if errors == _MAX_CONSECUTIVE_ERRORS:
                 raise
-            report.damaged.append(Damage(name, f"it cannot be read: {error}"))
+            report.damaged.append(Damage(name, str(error)))
             exists = True
         if exists:
+            digest = digest_of(name)
             report.files += 1
-            found.add(digest_of(name))
-            report.without_owner += digest_of(name) not in owned and not index.owners(digest_of(name))
-    report.missing = [digest for digest in sorted(owned - found) if _is_missing(images, digest)]
+            file_digests.add(digest)
+            if digest not in owned_digests and not index.owners(digest):  # nor has it got an owner meanwhile
+                report.without_owner += 1
+    report.missing = [digest for digest in sorted(owned_digests - file_digests) if _is_missing(images, digest)]
     return report
 
 
-def _check(images: ImageStore, name: str, report: VerificationReport) -> bool:
+def _check_and_report(images: ImageStore, name: str, report: VerificationReport) -> bool:
     """Check a file and add the result to the report. Returns False if the file was deleted meanwhile."""
     content = images.blobs.get(name)
     if content is None:
         return False
     checksums = images.ownership.checksums(name)
-    report.without_checksum += not checksums
+    if not checksums:
+        report.without_checksum += 1
     try:
         check_file(name, content, checksums)
     except DamagedFile as error:
@@ -87,10 +91,13 @@ def _check(images: ImageStore, name: str, report: VerificationReport) -> bool:
 
 
 def _is_missing(images: ImageStore, digest: str) -> bool:
-    return all(images.blobs.size(name) is None for name in names_of(digest)) and bool(images.ownership.owners(digest))
+    """Return whether an image has an owner but no file now."""
+    has_file = any(images.blobs.size(name) is not None for name in names_of(digest))
+    return not has_file and bool(images.ownership.owners(digest))
 
 
 def _owned_digests(index: OwnershipIndex) -> Iterator[str]:
+    """Yield the digests of all images with an owner, in ascending order."""
     after = ""
     while page := index.digests(after, _PAGE):
         yield from page

@@ -133,7 +133,7 @@ def test_a_database_without_checksums_is_upgraded(database: str):
         command.upgrade(config_for(connection), "0001")
         connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
     before.close()
-    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 created it \(schema 0001; .* start the"):
+    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 created it \(schema 0001, .* start the"):
         open_database(database, upgrade=False)
     stores, name = open_database(database), f"{'ab' * 32}.png"
     assert stores.ownership.owners("ab" * 32) == {"me"}
@@ -238,7 +238,7 @@ def test_a_newer_database_is_refused(database: str, opened: Database):
     """The error says what to do."""
     with sql_of(opened).database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreUnavailable, match=r"newer version of sd35 created it \(schema 9999; .* install"):
+    with pytest.raises(StoreUnavailable, match=r"newer version of sd35 created it \(schema 9999, .* install"):
         open_database(database)
 
 

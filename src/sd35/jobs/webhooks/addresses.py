@@ -1,7 +1,8 @@
 """Distinguish public IP addresses from private and special ones.
 
 `ipaddress.is_global` depends on the version of Python: 3.11.7 treats 192.0.0.192, the metadata service of Oracle Cloud,
-as public. Therefore, the special ranges are listed here, and `ipaddress` can only refuse more addresses.
+as public. Therefore, this module lists all special ranges. An address is public if it is in none of them, and
+`ipaddress` treats it as public, too.
 
 A network-specific NAT64 prefix (RFC 6052) cannot be distinguished from other public IPv6 addresses. The operator of
 such a gateway must prevent it from forwarding to private addresses.
@@ -11,7 +12,7 @@ import ipaddress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 # All blocks of https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025,
-# except those inside another block. Some are globally reachable, but are reserved for a protocol.
+# except those inside another block. Some are globally reachable, but reserved for a protocol.
 _SPECIAL_V4 = [
     IPv4Network(block)
     for block in (
@@ -60,7 +61,8 @@ _SPECIAL_V6 = [  # without _MAPPED and _NAT64: for these, the embedded IPv4 addr
 ]
 _UNICAST_V6 = IPv6Network("2000::/3")  # all unicast addresses that IANA has assigned so far
 _MAPPED, _NAT64 = IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")  # RFC 4291, RFC 6052
-_ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: the third quarter of an address that ends in an IPv4 address
+# RFC 5214: bits 32 to 63 of an ISATAP address, which has an IPv4 address in its last 32 bits.
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 # Metadata services of clouds. Some are in special ranges, but are listed in case a range is released.
 _METADATA = {
     IPv4Address("100.100.100.200"),  # Alibaba Cloud
@@ -74,20 +76,22 @@ def is_public(text: str) -> bool:
     """Return whether an IPv4 or IPv6 address is public.
 
     Special-purpose and multicast ranges, metadata services of clouds, and IPv6 addresses with a zone are not public. An
-    IPv4-mapped or NAT64 address is public if its IPv4 address is. Raises ValueError if the text is not an address.
+    IPv4-mapped or NAT64 address is public if the IPv4 address in it is public. Raises ValueError if the text is not an
+    address.
     """
     address = ipaddress.ip_address(text)
     if isinstance(address, IPv6Address):
-        if address.scope_id is not None:
+        if address.scope_id is not None:  # it has a zone, as in fe80::1%eth0
             return False
         if address not in _MAPPED and address not in _NAT64:
             return _is_public_v6(address)
-        address = IPv4Address(int(address) & 0xFFFF_FFFF)
+        address = IPv4Address(int(address) & 0xFFFF_FFFF)  # the IPv4 address is the last 32 bits
     is_special = address in _METADATA or any(address in block for block in _SPECIAL_V4)
     return address.is_global and not is_special
 
 
 def _is_public_v6(address: IPv6Address) -> bool:
+    """Return whether an IPv6 address without a zone, and without an IPv4 address to check, is public."""
     is_special = address not in _UNICAST_V6 or any(address in block for block in _SPECIAL_V6)
     is_isatap = int(address) >> 32 & 0xFFFF_FFFF in _ISATAP
     return address.is_global and not is_special and not is_isatap

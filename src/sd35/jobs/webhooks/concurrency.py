@@ -1,26 +1,44 @@
 """Limits on simultaneous webhooks, and the choice of the next webhooks to send.
 
-A receiver that accepts a connection and never answers occupies a slot until the attempt times out. Therefore, the slots
-per owner and per host are limited. A host that was slow in its last attempt gets one slot, from a small part of all.
+Each webhook that is being sent occupies a slot. If a host accepts the connection but never answers, it occupies the
+slot until the attempt times out. Therefore, the slots of each owner and of each host are limited. If the last attempt
+to reach a host was slow, the host gets only one slot, and few slots are for slow hosts.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from sd35.storage.jobs import DueWebhooks, Receiver
 
 MAX_IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4
-MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # included in the numbers above
+MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # these slots are among those above
 _MAX_REMEMBERED = 10_000  # entries of each dict; the least recently used are removed first
-_Candidate = tuple[int, int, float, Receiver, int]  # in flight to the host, last start, oldest due, receiver, due count
+
+
+class _Candidate(NamedTuple):
+    """A receiver with due webhooks. The smallest candidate of an owner goes first.
+
+    Attributes:
+        in_flight: Number of webhooks in flight to the host.
+        last_start: Number of the last start of a webhook to this receiver; 0 if it is not remembered.
+        oldest_s: When the oldest of its due webhooks became due, in seconds since 1970.
+        receiver: Owner and host of the webhooks.
+        due_count: Number of its due webhooks that are not chosen yet.
+    """
+
+    in_flight: int
+    last_start: int
+    oldest_s: float
+    receiver: Receiver
+    due_count: int
 
 
 @dataclass
 class _Load:
-    """Number of webhooks in flight: in total, by owner and host, and to slow hosts."""
+    """Numbers of webhooks in flight: in total, by owner, by host, and to slow hosts."""
 
     owners: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
@@ -29,6 +47,7 @@ class _Load:
     slow: int = 0
 
     def add(self, receiver: Receiver, *, is_slow: bool) -> None:
+        """Count a webhook. `is_slow` is whether its host is slow."""
         self.total += 1
         self.owners[receiver.owner] += 1
         self.hosts[receiver.host] += 1
@@ -37,6 +56,7 @@ class _Load:
             self.slow_by_owner[receiver.owner] += 1
 
     def has_slot(self, receiver: Receiver, *, is_slow: bool) -> bool:
+        """Return whether another webhook may be sent to a receiver. `is_slow` is whether its host is slow."""
         has_slot = self.total < MAX_IN_FLIGHT and self.owners[receiver.owner] < PER_OWNER
         if not is_slow:
             return has_slot and self.hosts[receiver.host] < PER_HOST
@@ -45,13 +65,13 @@ class _Load:
 
 
 class InFlight:
-    """The webhooks that this process is sending. Not thread-safe: pass a copy to other threads."""
+    """The webhooks that this process is sending now. Not thread-safe: pass a copy to other threads."""
 
     def __init__(self) -> None:
         self._receivers: Counter[Receiver] = Counter()
-        self._slow_hosts: dict[str, None] = {}  # the least recently slow first
-        self._last_start: dict[Receiver | str, int] = {}  # by receiver and by owner; oldest first
-        self._starts = 0
+        self._slow_hosts: dict[str, None] = {}  # a set in order: the least recently slow host first
+        self._last_start: dict[Receiver | str, int] = {}  # by receiver, and by owner; the earliest first
+        self._starts = 0  # number of started webhooks, which numbers the starts
 
     @property
     def is_full(self) -> bool:
@@ -70,7 +90,7 @@ class InFlight:
         self._receivers[receiver] += 1
         self._starts += 1
         for key in (receiver.owner, receiver):
-            self._last_start.pop(key, None)
+            self._last_start.pop(key, None)  # so that the key moves to the end of the dict
             self._last_start[key] = self._starts
         _forget_oldest(self._last_start)
 
@@ -91,47 +111,54 @@ class InFlight:
         """Return the number of webhooks to start for each receiver.
 
         The result is as if webhooks were chosen one at a time. Each time, the owner with the fewest webhooks in flight
-        goes first, and of its hosts the one with the fewest. Ties go to the least recent start, then to the webhook
-        that has been due longest.
+        goes first, and then, among the hosts of this owner, the host with the fewest. If these numbers are equal, the
+        owner or host with the earliest last start goes first, then the one with the webhook that has been due longest.
         """
-        load = self._load()
-        hosts: dict[str, list[_Candidate]] = defaultdict(list)
-        for each in due:
-            last = self._last_start.get(each.receiver, 0)
-            candidate = (load.hosts[each.receiver.host], last, each.oldest_s, each.receiver, each.count)
-            hosts[each.receiver.owner].append(candidate)
-        owners = []
-        for owner, candidates in hosts.items():
+        load = self._count_load()
+        by_owner: dict[str, list[_Candidate]] = defaultdict(list)
+        for waiting in due:
+            receiver = waiting.receiver
+            last_start = self._last_start.get(receiver, 0)
+            candidate = _Candidate(load.hosts[receiver.host], last_start, waiting.oldest_s, receiver, waiting.count)
+            by_owner[receiver.owner].append(candidate)
+        owners = []  # a heap: webhooks in flight, last start, when the oldest webhook became due, owner
+        for owner, candidates in by_owner.items():
             heapify(candidates)
-            oldest_s = min(oldest_s for _, _, oldest_s, *_ in candidates)
-            owners.append((load.owners[owner], self._last_start.get(owner, 0), oldest_s, owner))
+            owner_oldest_s = min(candidate.oldest_s for candidate in candidates)
+            owners.append((load.owners[owner], self._last_start.get(owner, 0), owner_oldest_s, owner))
         heapify(owners)
         chosen: Counter[Receiver] = Counter()
         while owners and load.total < MAX_IN_FLIGHT:
-            _, last, oldest_s, owner = heappop(owners)
-            receiver = self._pop_next(hosts[owner], load)
-            if receiver is not None:
-                chosen[receiver] += 1
-                load.add(receiver, is_slow=receiver.host in self._slow_hosts)
-                heappush(owners, (load.owners[owner], last, oldest_s, owner))
+            _, last_start, owner_oldest_s, owner = heappop(owners)
+            next_receiver = self._pop_next(by_owner[owner], load)
+            if next_receiver is not None:  # otherwise, the owner gets no more slots in this choice
+                chosen[next_receiver] += 1
+                load.add(next_receiver, is_slow=next_receiver.host in self._slow_hosts)
+                heappush(owners, (load.owners[owner], last_start, owner_oldest_s, owner))
         return chosen
 
     def _pop_next(self, candidates: list[_Candidate], load: _Load) -> Receiver | None:
-        """Choose the receiver of an owner's next webhook. Returns None if no receiver has a free slot."""
+        """Return the receiver of an owner's next webhook, or None if no receiver of the owner has a free slot.
+
+        `candidates` is a heap of the owner's receivers. Those that get no more slots are removed from it.
+        """
         while candidates:
-            in_flight, last, oldest_s, receiver, count = heappop(candidates)
+            candidate = heappop(candidates)
+            receiver = candidate.receiver
             if not load.has_slot(receiver, is_slow=receiver.host in self._slow_hosts):
                 continue  # it gets no slot later in this choice, because the numbers in flight only increase
-            if load.hosts[receiver.host] > in_flight:  # a webhook of another owner to this host was chosen meanwhile
-                heappush(candidates, (load.hosts[receiver.host], last, oldest_s, receiver, count))
+            if load.hosts[receiver.host] > candidate.in_flight:  # a webhook of another owner to this host was chosen
+                heappush(candidates, candidate._replace(in_flight=load.hosts[receiver.host]))
                 continue
-            if count > 1:
-                # + 1 because the caller adds this webhook to those in flight.
-                heappush(candidates, (in_flight + 1, last, oldest_s, receiver, count - 1))
+            if candidate.due_count > 1:
+                # The caller adds this webhook to those in flight, and it is no longer due.
+                in_flight, due_count = candidate.in_flight + 1, candidate.due_count - 1
+                heappush(candidates, candidate._replace(in_flight=in_flight, due_count=due_count))
             return receiver
         return None
 
-    def _load(self) -> _Load:
+    def _count_load(self) -> _Load:
+        """Return the numbers of the webhooks that this process is sending."""
         load = _Load()
         for receiver in self._receivers.elements():
             load.add(receiver, is_slow=receiver.host in self._slow_hosts)
@@ -139,5 +166,6 @@ class InFlight:
 
 
 def _forget_oldest(remembered: dict[Any, Any]) -> None:
+    """Remove the first entries of a dict until it has at most `_MAX_REMEMBERED`."""
     while len(remembered) > _MAX_REMEMBERED:
         del remembered[next(iter(remembered))]

@@ -1,4 +1,4 @@
-"""Send due webhooks. They are in the job store, so they survive a restart."""
+"""Send due webhooks, and try again later if that fails. The job store keeps them, so they survive a restart."""
 
 import asyncio
 import random
@@ -19,22 +19,23 @@ from sd35.telemetry.logs import log_errors
 from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
-Body = Callable[[str], bytes | None]
+Body = Callable[[str], bytes | None]  # returns the JSON of a job by its ID, or None if the job was deleted
 ATTEMPTS = 11  # with the waits below, the last attempt is a day after the first
 _FIRST_WAIT_S, _GROWTH, _MAX_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
-_ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the lookup, the connection, and the response
-_SLOW_S = _ATTEMPT_S / 3  # a host that is slower gets only one slot until it is faster
+_ATTEMPT_S = WEBHOOK_LEASE_S / 4  # timeout of an attempt: DNS lookup, connection, and response
+_SLOW_S = _ATTEMPT_S / 3  # a host whose last attempt took longer is slow: see `concurrency`
 _POLL_S = 1.0  # interval to look for due webhooks, unless `wake` is called
 _UNAVAILABLE = "webhooks wait: the job store does not answer"
-_REST_S = 0.05  # minimum pause after a poll; the pause is also at least as long as the poll took
+_REST_S = 0.05  # minimum pause after looking for due webhooks
 
 
 def wait_s(attempts: int, jitter: float) -> float | None:
-    """Return the wait before the next attempt in seconds, or None to give up.
+    """Return how long to wait before the next attempt, in seconds. Returns None if no attempt is left.
 
     Args:
         attempts: Number of failed attempts so far.
-        jitter: Random number from 0 to 1. It spreads the waits of webhooks that failed at the same time.
+        jitter: Random number from 0 to 1. It changes the wait by up to a quarter, so that webhooks that failed at the
+            same time are not sent again at the same time.
     """
     if attempts >= ATTEMPTS:
         return None
@@ -43,18 +44,23 @@ def wait_s(attempts: int, jitter: float) -> float | None:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Result of an attempt. `failure` is the reason if it failed. If `is_gone`, the receiver wants no more webhooks."""
+    """Result of an attempt to send a webhook.
+
+    Attributes:
+        failure: Why the attempt failed. None if the webhook was delivered.
+        is_gone: Whether the receiver answered 410: it does not want this webhook.
+    """
 
     failure: str | None = None
     is_gone: bool = False
 
 
 class Sender:
-    """Sends webhooks.
+    """Sends due webhooks, several at a time.
 
     Args:
         store: The job store with the webhooks.
-        body_of: Returns the JSON of a job by its ID, or None if the job was deleted. Called on a thread.
+        body_of: Returns the JSON of a job. Called on a thread.
         secret: Key of the signatures.
         transport: Sends the HTTP requests.
         clock: Returns the time in seconds since 1970.
@@ -79,7 +85,10 @@ class Sender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send due webhooks until cancelled. Webhooks in flight then become due again when their lease expires."""
+        """Send due webhooks until cancelled.
+
+        Webhooks that are being sent when this is cancelled become due again when their lease expires.
+        """
         try:
             async with asyncio.TaskGroup() as sending:
                 while True:
@@ -87,6 +96,7 @@ class Sender:
                     began_s = time.monotonic()
                     with log_errors(_UNAVAILABLE):
                         await self.start_due(sending)
+                    # The pause is as long as looking took, so that a slow store is busy at most half of the time.
                     await asyncio.sleep(max(_REST_S, time.monotonic() - began_s))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL_S):  # before Python 3.12, wait_for may swallow a cancellation
@@ -95,42 +105,50 @@ class Sender:
             await self._transport.aclose()
 
     async def start_due(self, sending: asyncio.TaskGroup) -> None:
-        """Start a task for each due webhook that gets a slot. Raises StoreUnavailable."""
+        """Claim the due webhooks that get a slot, and start a task in `sending` for each. Raises StoreUnavailable."""
         if self._in_flight.is_full:
             return
-        if not (chosen := await STORES.run(self._choose, self._in_flight.copy())):
+        chosen = await STORES.run(self._choose, self._in_flight.copy())
+        if not chosen:
             return
         for delivery in await STORES.run(self._store.claim_webhooks, self._clock(), chosen):
             self._in_flight.start(delivery.receiver)
             sending.create_task(self._send(delivery))
 
     def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
-        """Choose the due webhooks to start. Runs on a thread, because it is slow if very many are due."""
+        """Return the number of webhooks to start for each receiver.
+
+        Runs on a thread, because it is slow if very many webhooks are due.
+        """
         return in_flight.choose(self._store.due_webhooks(self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
-        """Send a webhook, and free its slot when the attempt and its DNS lookup have ended. Never raises."""
+        """Try to deliver a webhook, and free its slot when the attempt and its DNS lookup have ended.
+
+        Raises no error, because an error in one task of the group would cancel all others.
+        """
         try:
             with log_errors(_UNAVAILABLE):
                 await self._deliver(delivery)
-            if lookup := self._transport.lookup_of(delivery.url):  # still running after the attempt has timed out
+            lookup = self._transport.lookup_of(delivery.url)
+            if lookup:  # the attempt has timed out, but its DNS lookup is still running
                 await asyncio.wait([lookup])
         finally:
             self._in_flight.end(delivery.receiver)
             self._wake.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Try once to deliver a webhook, and store the result. Raises StoreUnavailable."""
+        """Try once to deliver a webhook, and store and log the result. Raises StoreUnavailable."""
         body = await STORES.run(self._body_of, delivery.job_id)
-        if body is None:
+        if body is None:  # the job was deleted, and its webhook with it
             return
         attempt = await self._attempt(delivery, body)
         attempts = delivery.attempts + 1
         log = structlog.get_logger().bind(job=delivery.job_id, attempts=attempts, reason=attempt.failure)
-        wait = None if attempt.is_gone else wait_s(attempts, random.random())  # noqa: S311  not used for security
-        if attempt.failure and wait is not None:
-            await STORES.run(self._store.postpone_webhook, delivery.job_id, self._clock() + wait)
-            log.info("webhook failed", retry_s=round(wait))
+        retry_s = None if attempt.is_gone else wait_s(attempts, random.random())  # noqa: S311  not used for security
+        if attempt.failure and retry_s is not None:
+            await STORES.run(self._store.postpone_webhook, delivery.job_id, self._clock() + retry_s)
+            log.info("webhook failed", retry_s=round(retry_s))
             self.on_result("postponed")
             return
         await STORES.run(self._store.finish_webhook, delivery.job_id)
@@ -139,7 +157,7 @@ class Sender:
         self.on_result("given_up" if attempt.failure else "delivered")
 
     async def _attempt(self, delivery: Delivery, body: bytes) -> _Attempt:
-        """Post a webhook within `_ATTEMPT_S`, and record whether the receiver was slow."""
+        """Send a webhook with a timeout, and return the result. Remembers whether the host was slow."""
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(_ATTEMPT_S):
@@ -149,7 +167,7 @@ class Sender:
         except (httpx2.TransportError, OSError) as error:
             return _Attempt(f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001  a bug here must not stop other webhooks
-            structlog.get_logger().exception("unexpected")
+            structlog.get_logger().exception("unexpected error")
             return _Attempt(type(error).__name__)
         finally:
             self._in_flight.note_speed(delivery.receiver.host, is_slow=time.monotonic() - began_s >= _SLOW_S)
@@ -157,7 +175,7 @@ class Sender:
         return _Attempt(failure, is_gone=status == httpx2.codes.GONE)
 
     async def _post(self, delivery: Delivery, body: bytes) -> int:
-        """Return the status of the response. Does not read its body, and does not follow redirects."""
+        """Send a webhook and return the HTTP status of the response. Does not read its body, or follow redirects."""
         fixed = {"Content-Type": "application/json", "User-Agent": f"sd35-fp8-mirror/{own_version()}"}
         signed = headers(self._secret, delivery.job_id, self._clock(), body)
         request = httpx2.Request("POST", delivery.url, headers={**fixed, **signed}, content=body)

@@ -15,9 +15,9 @@ _MIN_BYTES, _MAX_BYTES = 24, 64
 
 
 def secret_of(settings: Settings) -> bytes | None:
-    """Return the signing key from the setting `webhook_secret`, or None if it is not set.
+    """Return the signing key from the setting `webhook_secret`, or None if the setting is not set.
 
-    Raises InvalidSetting, with a message that does not contain the secret.
+    Raises InvalidSetting if the setting is not a valid secret. The message does not contain it.
     """
     if settings.webhook_secret is None:
         return None
@@ -28,14 +28,21 @@ def secret_of(settings: Settings) -> bytes | None:
         secret = b""
     if not text.startswith(_PREFIX) or not _MIN_BYTES <= len(secret) <= _MAX_BYTES:
         raise InvalidSetting(
-            f"webhook_secret: got a secret of another format; allowed: {_PREFIX} and {_MIN_BYTES} to {_MAX_BYTES}"
-            f' random bytes in base64; to create one: echo "{_PREFIX}$(openssl rand -base64 32)"'
+            f"webhook_secret: the value must be {_PREFIX} followed by {_MIN_BYTES} to {_MAX_BYTES} random bytes in"
+            f' base64; create one with: echo "{_PREFIX}$(openssl rand -base64 32)"'
         )
     return secret
 
 
 def headers(secret: bytes, message_id: str, now_s: float, body: bytes) -> dict[str, str]:
-    """Return headers with the message ID, the time in seconds since 1970, and a signature of these and the body."""
+    """Return the headers that sign a webhook: its ID, the time, and the signature of ID, time and body.
+
+    Args:
+        secret: Key of the HMAC.
+        message_id: ID of the webhook.
+        now_s: The time to sign, in seconds since 1970.
+        body: The body to sign.
+    """
     timestamp = str(int(now_s))
     digest = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, "sha256")
     return {

@@ -1,4 +1,4 @@
-"""HTTP transport that connects to public addresses only. Each DNS lookup has its own thread."""
+"""Send HTTP requests to public addresses only. Each DNS lookup has its own thread."""
 
 import asyncio
 import socket
@@ -16,21 +16,26 @@ _CONNECT_S = 5.0  # maximum time to connect to an address, including TLS, before
 
 
 def look_up(host: str) -> list[str]:
-    """Return the IP addresses of a host, preferred ones first. Blocks. Raises OSError."""
+    """Return the IP addresses of a host, the preferred address first. Blocks. Raises OSError if the host has none."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a part of the name is empty or too long
         raise OSError(f"{host} is not a host name: {error}") from error
-    return [str(address[0]) for *_, address in found]
+    return [str(address[0]) for *_, address in results]
 
 
 class Resolver:
     """Looks up hosts in DNS. Each host has at most one lookup at a time.
 
-    A lookup cannot be interrupted: if the name server does not answer, its thread runs longer than the attempt that
-    needs it. Therefore, lookups do not use a shared thread pool, and their threads are daemons, which do not delay the
-    exit of the process. To limit the number of threads, the caller limits the number of hosts, and counts a host until
-    its `running` lookup has ended.
+    A lookup cannot be interrupted. If the name server does not answer, the thread of the lookup outlives the attempt to
+    send the webhook. Therefore, lookups do not use a shared thread pool, which would run out of threads. Their threads
+    are daemons, so they do not delay the exit of the process.
+
+    Each lookup has its own thread, so the caller must limit the number of hosts that it looks up at a time. A host
+    counts until its `running` lookup has ended.
+
+    Args:
+        lookup: Returns the IP addresses of a host, like `look_up`.
     """
 
     def __init__(self, lookup: Lookup = look_up) -> None:
@@ -38,44 +43,50 @@ class Resolver:
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
     def running(self, host: str) -> "asyncio.Future[list[str]] | None":
-        """Return the running lookup of a host, or None. It may be the lookup of an attempt that has timed out."""
+        """Return the lookup of a host if it is running, else None. The attempt that began it may have timed out."""
         return self._running.get(host)
 
     async def resolve(self, host: str) -> list[str]:
-        """Return the addresses of a host, preferred ones first. Raises OSError."""
+        """Return the addresses of a host, the preferred address first. Raises OSError if the host has none."""
+        # If the caller is cancelled, the shield lets the lookup continue for other callers.
         return await asyncio.shield(self._running.get(host) or self._start(host))
 
     def _start(self, host: str) -> "asyncio.Future[list[str]]":
+        """Start the lookup of a host on a new thread. Returns a future for the addresses of the host."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[str]] = loop.create_future()
 
-        def run() -> None:
+        def look_up_on_thread() -> None:
             addresses, failure = [], None
             try:
                 addresses = self._lookup(host)
             except Exception as error:  # noqa: BLE001  raised again where the result is awaited
                 failure = error
-            with suppress(RuntimeError):  # the event loop is closed
-                loop.call_soon_threadsafe(end, addresses, failure)
+            with suppress(RuntimeError):  # the event loop may be closed by now
+                loop.call_soon_threadsafe(set_result, addresses, failure)
 
-        def end(addresses: list[str], failure: Exception | None) -> None:
+        def set_result(addresses: list[str], failure: Exception | None) -> None:
             del self._running[host]
             if failure is None:
                 done.set_result(addresses)
             else:
                 done.set_exception(failure)
-                done.exception()  # marks it as retrieved, because nobody may be waiting any more
+                done.exception()  # asyncio would log an exception that nobody retrieves, and nobody may be waiting
 
-        threading.Thread(target=run, name="webhook lookup", daemon=True).start()
+        threading.Thread(target=look_up_on_thread, name="webhook lookup", daemon=True).start()
         self._running[host] = done
         return done
 
 
 class PublicTransport(httpx2.AsyncHTTPTransport):
-    """Looks up the host once, and connects to exactly the address that was checked.
+    """HTTP transport that looks up the host itself, and connects only to an address that it has checked.
 
-    A second lookup could return another address (DNS rebinding). Connections are not kept alive, so that a request to
-    another host at the same address does not reuse them.
+    If the HTTP client looked up the host again, it could get another address (DNS rebinding). Connections are not kept
+    alive, so that a request to another host at the same address does not reuse them.
+
+    Args:
+        resolver: Looks up hosts.
+        allow_private: Whether connections to private addresses are allowed, too.
     """
 
     def __init__(self, resolver: Resolver, *, allow_private: bool) -> None:
@@ -87,12 +98,16 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         return self._resolver.running(httpx2.URL(url).raw_host.decode())
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request. Raises httpx2.TransportError, OSError."""
+        """Send a request to the first allowed address of its host that accepts a connection.
+
+        Raises httpx2.TransportError if there is none or the request fails, and OSError if the host cannot be looked up.
+        """
         host = request.url.raw_host.decode()
         addresses = await self._resolver.resolve(host)
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
-        failure: Exception = httpx2.ConnectError("the host has no public address")
-        # The certificate must match the name, not the address. The Host header is already set.
+        failure: Exception = httpx2.ConnectError("the host has no public address")  # if `allowed` is empty
+        # Below, the address replaces the name in the URL. The server's certificate must still match the name. The Host
+        # header is already set.
         request.extensions |= {"sni_hostname": host, "timeout": {"connect": _CONNECT_S}}
         for address in allowed:
             request.url = request.url.copy_with(host=address)
@@ -109,7 +124,7 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         """
         opened: list[Any] = []
 
-        async def trace(event: str, info: dict[str, Any]) -> None:
+        async def trace(event: str, info: dict[str, Any]) -> None:  # httpcore calls this for each event
             if event == "connection.connect_tcp.complete":
                 opened.append(info["return_value"])
 

@@ -1,4 +1,7 @@
-"""Webhooks of the service. They are refused if the service has no secret to sign them with."""
+"""Webhooks of the service: check the URLs that clients send, and send the webhooks.
+
+Webhooks are refused if the setting `webhook_secret`, which signs them, is not set.
+"""
 
 import re
 import socket
@@ -22,10 +25,12 @@ _PRIVATE_DOMAINS = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and
 
 
 class Webhooks:
-    """Validates and sends webhooks. Raises InvalidSetting if the secret is invalid.
+    """Checks URLs of webhooks, and sends webhooks. Without a secret, does not send any.
+
+    Raises InvalidSetting if the setting `webhook_secret` is not a valid secret.
 
     Args:
-        settings: The secret, and whether private addresses are allowed.
+        settings: Settings of the service, with `webhook_secret` and `webhook_allow_private`.
         store: The job store with the webhooks.
         body_of: Returns the JSON of a job by its ID; see `Sender`.
     """
@@ -65,13 +70,15 @@ def check_url(url: str, settings: Settings) -> None:
     """
     if settings.webhook_secret is None:
         raise InvalidRequest(
-            "webhook", url, "none, because this service has no secret to sign webhooks with (SD35_WEBHOOK_SECRET)"
+            "webhook", url, "none, because the operator has set no secret to sign webhooks with (SD35_WEBHOOK_SECRET)"
         )
     schemes = ("https", "http") if settings.webhook_allow_private else ("https",)
     host = _host_of(url, schemes)
     if host is None or not (settings.webhook_allow_private or _may_be_public(host)):
-        target = "an address" if settings.webhook_allow_private else "a public address"
-        allowed = f"{' or '.join(schemes)}, to {target}, without user and password, up to {_MAX_CHARACTERS} characters"
+        hosts = "hosts" if settings.webhook_allow_private else "hosts with a public address"
+        allowed = (
+            f"{' or '.join(schemes)} URLs to {hosts}, without user and password, up to {_MAX_CHARACTERS} characters"
+        )
         raise InvalidRequest("webhook", url, allowed)
 
 
@@ -90,7 +97,8 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
 
 
 def _may_be_public(host: str) -> bool:
-    with suppress(OSError):  # raised for a name
+    """Return whether a host is a public address, or a name outside the domains for private use. Does not look it up."""
+    with suppress(OSError):  # `getaddrinfo` raises it for a name
         return all(
             is_public(str(address[0]))  # including forms such as 127.1 and 0x7f000001, which resolvers accept
             for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)

@@ -1,4 +1,7 @@
-"""Interface of blob stores, and the base of those with file paths. One contract test suite runs over all stores."""
+"""Interface of blob stores, and the base class of stores that keep files under paths.
+
+One contract test suite runs over all stores.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +15,11 @@ from sd35.storage.names import name_at, path_of
 class BlobStore(Protocol):
     """Stores image files by name: the digest of the request that generated the image, and a suffix.
 
-    A file is written once, and either completely or not at all. Writing the same name again changes nothing, because
-    the name determines the image. Thread-safe. Methods block. They raise StoreUnavailable with the reason, for example
-    a full disk, and ValueError for a name that is not the name of an image file.
+    A file is written completely or not at all. `put` does not change an existing file, because the name determines the
+    image.
+
+    Thread-safe. Methods block. They raise StoreUnavailable with the reason, for example a full disk, and ValueError for
+    a name that is not the name of an image file.
     """
 
     def put(self, name: str, content: bytes) -> bool:
@@ -36,32 +41,36 @@ class BlobStore(Protocol):
         """Delete a file, if it exists."""
 
     def sign(self, name: str, expires_s: float) -> str | None:
-        """Return a URL at which the store itself serves the file for `expires_s` seconds. None if it cannot do that."""
+        """Return a URL at which the store itself serves the file for `expires_s` seconds. None if it has no URLs."""
 
 
 class PathBlobStore(BlobStore, Protocol):
-    """Base of stores that keep files under paths. It maps names to paths, and errors to StoreUnavailable.
+    """Base of stores that keep files under paths.
 
-    `address` is the name of the store in messages.
+    Translates names of files to paths (see `path_of`), and errors of the store to StoreUnavailable. Subclasses
+    implement the private methods. `address` is the name of the store in messages.
     """
 
     address: str
-    _ERRORS: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+    _ERRORS: ClassVar[tuple[type[Exception], ...]] = (OSError,)  # that the private methods raise if the store fails
 
     def check(self) -> None:
-        """Test the store: write a file twice, read it and delete it. Raises StoreUnavailable."""
+        """Test the store: write a file, try to write it again with another content, read it and delete it.
+
+        Raises StoreUnavailable if one of these fails, or if the second write has replaced the file.
+        """
         path = f"check-{uuid4().hex}.png"
         with self._translate_errors("be written to"):
             for content in (b"first", b"second"):
                 self._write_once(path, content)
         with self._translate_errors("be read"):
-            found = self._read(path)
+            stored = self._read(path)
         with self._translate_errors("delete an image"):
             self._delete(path)
-        if found != b"first":
+        if stored != b"first":
             raise StoreUnavailable(
-                f"the image store {self.address} overwrites existing files; it must support conditional writes"
-                " (If-None-Match)"
+                f"the image store {self.address} overwrites existing files; use a store that supports conditional"
+                " writes (If-None-Match)"
             )
 
     def put(self, name: str, content: bytes) -> bool:
@@ -89,7 +98,7 @@ class PathBlobStore(BlobStore, Protocol):
     def names(self) -> Iterator[str]:
         """Yield the names of all files."""
         with self._translate_errors("be listed"):
-            yield from filter(None, map(name_at, self._paths()))
+            yield from filter(None, map(name_at, self._paths()))  # without paths of other files
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -116,6 +125,7 @@ class PathBlobStore(BlobStore, Protocol):
 
     @contextmanager
     def _translate_errors(self, action: str) -> Iterator[None]:
+        """Translate errors of the block to StoreUnavailable: "the image store ADDRESS cannot ACTION: REASON"."""
         try:
             yield
         except self._ERRORS as error:
@@ -124,5 +134,5 @@ class PathBlobStore(BlobStore, Protocol):
 
     @staticmethod
     def _reason(error: Exception) -> str:
-        """Describe an error in one line."""
+        """Return a description of an error in one line."""
         return getattr(error, "strerror", None) or str(error)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sd35.errors import StoreUnavailable
 from sd35.storage.atomic_files import AtomicWriter, make_private
 from sd35.storage.blobs.base import PathBlobStore
 from sd35.storage.names import path_of
@@ -12,10 +13,10 @@ _FOLDER = re.compile(r"[0-9a-f]{2}")  # as in `path_of`
 
 
 class DirectoryStore(PathBlobStore):
-    """A BlobStore in a directory. It does not use obstore, because its local store does not sync files to the disk.
+    """A BlobStore in a directory. It does not use obstore, because `obstore` does not sync local files to the disk.
 
-    `check` creates the directory, and makes the folders of images private to the user of this process. The mode of an
-    existing directory is not changed, because it may contain other files.
+    `check` creates the directory. It removes the permissions of other users on the folders in it that contain images.
+    It does not change the mode of the directory itself, which may contain other files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -23,7 +24,7 @@ class DirectoryStore(PathBlobStore):
         self._directory, self._writer = directory, AtomicWriter(directory)
 
     def check(self) -> None:
-        """Create the directory and test it. Raises StoreUnavailable."""
+        """Create the directory and test it. Raises StoreUnavailable if that fails."""
         with self._translate_errors("be opened"):
             self._writer.prepare()
             for folder in self._folders():
@@ -32,7 +33,7 @@ class DirectoryStore(PathBlobStore):
 
     def sign(self, name: str, expires_s: float) -> None:  # noqa: ARG002
         """Return None: a directory has no URLs."""
-        path_of(name)
+        path_of(name)  # raises ValueError for a name that is not the name of an image file
 
     def _write_once(self, path: str, content: bytes) -> bool:
         return self._writer.write_once(path, content)
@@ -50,8 +51,15 @@ class DirectoryStore(PathBlobStore):
         (self._directory / path).unlink()
 
     def _paths(self) -> Iterator[str]:
+        """Yield the paths of all files. Raises StoreUnavailable if the directory does not exist."""
+        if not self._directory.exists():
+            raise StoreUnavailable(
+                f"the image store {self.address} cannot be listed: the directory does not exist. The service creates it"
+                " at its first start; start it with `sd35 serve`, or correct the setting data_dir or image_store"
+            )
         for folder in self._folders():
             yield from (f"{folder.name}/{path.name}" for path in folder.iterdir())
 
     def _folders(self) -> list[Path]:
+        """Return the folders that contain images."""
         return [path for path in self._directory.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]

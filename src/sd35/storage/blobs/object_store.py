@@ -37,7 +37,8 @@ class ObjectStore(PathBlobStore):
         prefix = SCHEMES[url.partition("://")[0]]
         endpoints = [value for name, value in os.environ.items() if name.startswith(prefix) and "ENDPOINT" in name]
         client: Any = {
-            "allow_http": any(value.startswith("http://") for value in endpoints),  # set explicitly by the operator
+            # HTTP without TLS is allowed if the operator has set an endpoint with it.
+            "allow_http": any(value.startswith("http://") for value in endpoints),
             "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
             "timeout": timedelta(seconds=_TIMEOUT_S),
         }
@@ -47,7 +48,7 @@ class ObjectStore(PathBlobStore):
 
     def sign(self, name: str, expires_s: float) -> str | None:
         """Return a presigned URL of the file."""
-        assert isinstance(self._store, S3Store | GCSStore | AzureStore)
+        assert isinstance(self._store, S3Store | GCSStore | AzureStore)  # the type that `obstore.sign` needs
         with self._translate_errors("sign a URL"):
             return obstore.sign(self._store, "GET", path_of(name), timedelta(seconds=expires_s))
 
@@ -63,6 +64,7 @@ class ObjectStore(PathBlobStore):
         self._put(path, content, "overwrite")
 
     def _put(self, path: str, content: bytes, mode: str) -> None:
+        """Write an object with its media type. `mode` is obstore's: `create` or `overwrite`."""
         attributes = {"Content-Type": f"image/{path.rpartition('.')[2]}"}
         self._store.put(path, content, mode=mode, use_multipart=False, attributes=attributes)
 
@@ -74,19 +76,21 @@ class ObjectStore(PathBlobStore):
 
     def _paths(self) -> Iterator[str]:
         for page in self._store.list(chunk_size=1000):
-            yield from (each["path"] for each in page)
+            yield from (listed["path"] for listed in page)
 
     def _delete(self, path: str) -> None:
         self._store.delete(path)
 
     @staticmethod
     def _reason(error: Exception) -> str:
-        """Describe an error in one line. obstore's own description has many lines."""
+        """Return a description of an error in one line. obstore's own description has many lines."""
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
         first, _, details = str(error).partition("\n")
         if _NO_CREDENTIALS.search(first):
             return "no credentials are set in the environment, and this machine has none of its own"
-        causes = _MESSAGE.findall(str(error)) or _CAUSE.findall(details) or ["timed out"] * ("TimedOut" in details)
+        causes = _MESSAGE.findall(str(error)) or _CAUSE.findall(details)
+        if not causes and "TimedOut" in details:
+            causes = ["timed out"]
         summary = _QUERY.sub("", _BODY.sub("", first))
         return f"{summary} ({causes[-1]})" if causes and causes[-1] not in summary else summary

@@ -12,9 +12,14 @@ MEMORY = "memory"
 
 
 def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
-    """Open the blob store from the settings. With `check`, also test it by writing a file, for at most a minute.
+    """Open the blob store of the setting `image_store`. Blocks for at most a minute.
 
-    Raises InvalidSetting, with the reason, if the store cannot be used.
+    Args:
+        settings: Settings of the service.
+        check: Whether to test the store by writing a file.
+
+    Raises:
+        InvalidSetting: The setting is wrong, or the store cannot be used. The message has the reason.
     """
     address = settings.image_store
     if address == MEMORY:
@@ -24,8 +29,8 @@ def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
 
     scheme, is_url, _ = (address or "").partition("://")
     if is_url and scheme not in SCHEMES:
-        known = ", ".join(f"{each}://BUCKET/PREFIX" for each in SCHEMES)
-        raise InvalidSetting(f"image_store: got {address!r}; allowed: {known}, a directory, or {MEMORY!r}")
+        urls = ", ".join(f"{known}://BUCKET/PREFIX" for known in SCHEMES)
+        raise InvalidSetting(f"image_store: got {address!r}; allowed: {urls}, a directory, or {MEMORY!r}")
     try:
         directory = Path(address).expanduser() if address else _default_directory(settings.data_dir)
         store = ObjectStore(address) if address and is_url else DirectoryStore(directory.absolute())
@@ -37,9 +42,9 @@ def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
 
 
 def _default_directory(data_dir: Path) -> Path:
-    """Return the directory `images` in the data directory. Renames a directory `pictures` of an earlier version.
+    """Return the directory `images` in the data directory. If only `pictures` of an earlier version exists, renames it.
 
-    Raises InvalidSetting if it cannot be renamed, because its images would seem to be lost.
+    Raises InvalidSetting if `pictures` cannot be renamed. Without the error, its images would seem to be lost.
     """
     directory, former = data_dir / "images", data_dir / "pictures"
     try:
@@ -48,6 +53,7 @@ def _default_directory(data_dir: Path) -> Path:
                 former.rename(directory)
     except OSError as error:
         raise InvalidSetting(
-            f"image_store: {former} cannot be renamed to {directory.name}: {error.strerror}"
+            f"image_store: {former} cannot be renamed to {directory.name}: {error.strerror}. Rename it yourself, or set"
+            " image_store to its path"
         ) from error
     return directory

@@ -1,4 +1,4 @@
-"""Clock record in memory."""
+"""The last trusted reading of the clock, in memory."""
 
 import threading
 
@@ -13,7 +13,7 @@ class MemoryClockStore:
         self._record = ClockRecord()
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading and store the new record."""
+        """Judge the reading `now_s` with `judge`, and store the new record."""
         with self._lock:
             reading = judge(self._record, now_s, rules)
             self._record = reading.record

@@ -1,4 +1,4 @@
-"""Jobs in memory, for tests and for services that need no jobs after a restart."""
+"""Job store in memory, for tests and for services that need no jobs after a restart."""
 
 import threading
 import time
@@ -10,12 +10,30 @@ from operator import itemgetter
 
 from sd35.errors import IdempotencyConflict
 from sd35.storage.fair_claim import Candidate, choose_fairly
-from sd35.storage.jobs import WEBHOOK_LEASE_S, Delivery, DueWebhooks, Failure, Job, JobResult, Receiver, Status
+from sd35.storage.jobs import (
+    WEBHOOK_LEASE_S,
+    Delivery,
+    DueWebhooks,
+    Failure,
+    Job,
+    JobResult,
+    JobSpec,
+    Receiver,
+    Status,
+)
 
 
 @dataclass(eq=False)
 class _Entry:
-    """A job with its lease and its webhook. `due_s` is None if no webhook is pending."""
+    """A job with its lease and its webhook.
+
+    Attributes:
+        job: State of the job.
+        holder: The process that holds the lease. None without a lease.
+        lease_until_s: When the lease expires, by the monotonic clock in seconds.
+        due_s: When the webhook is due, in seconds since 1970. None if no webhook is to be sent.
+        attempts: Number of failed attempts to send the webhook.
+    """
 
     job: Job
     holder: str | None = None
@@ -30,11 +48,11 @@ class _Entry:
 
     @property
     def urgency(self) -> tuple[int, int]:
-        """Sort key of queued jobs."""
+        """Sort key of queued jobs: lower for a higher priority, then for an older job."""
         return -self.job.spec.priority, self.job.number
 
     def update(self, job: Job, due_s: float | None = None) -> Job:
-        """Replace the job, end its lease, and make its webhook, if any, due at `due_s`."""
+        """Replace the job and return it. Ends the lease, and makes the webhook due at `due_s` if the job has one."""
         self.job, self.holder = job, None
         self.due_s = due_s if job.spec.webhook else None
         return job
@@ -45,7 +63,7 @@ class _Entry:
 
 
 class MemoryJobStore:
-    """A JobStore in memory."""
+    """A JobStore in memory. Its jobs are lost when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,14 +73,12 @@ class MemoryJobStore:
     def add(self, job: Job) -> Job:
         """Store a new job, or return the one with the same idempotency key. Raises IdempotencyConflict."""
         assert job.status is Status.QUEUED
-        key = job.spec.idempotency_key
         with self._lock:
-            for entry in self._entries.values() if key is not None else ():
-                spec = entry.job.spec
-                if (spec.owner, spec.idempotency_key) == (job.spec.owner, key):
-                    if spec.body_digest != job.spec.body_digest:
-                        raise IdempotencyConflict(str(key))
-                    return entry.job
+            existing = self._with_same_key(job.spec)
+            if existing:
+                if existing.spec.body_digest != job.spec.body_digest:
+                    raise IdempotencyConflict(str(job.spec.idempotency_key))
+                return existing
             self._last_number += 1
             job = replace(job, number=self._last_number)
             self._entries[job.id] = _Entry(job)
@@ -77,17 +93,17 @@ class MemoryJobStore:
     def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
         """Return up to `limit` jobs, newest first."""
         with self._lock:
-            found = [
+            matching = [
                 entry.job
                 for entry in reversed(self._entries.values())
                 if owner in {None, entry.job.spec.owner}
                 and (not statuses or entry.job.status in statuses)
                 and (before is None or entry.job.number < before)
             ]
-            return found[:limit]
+            return matching[:limit]
 
     def position(self, job_id: str) -> int:
-        """Return the number of queued jobs before a queued job; 0 for a job that is not queued."""
+        """Return the number of jobs ahead of a queued job. Returns 0 if the job is not queued."""
         with self._lock:
             entry = self._entries.get(job_id)
             if entry is None or entry.job.status is not Status.QUEUED:
@@ -95,7 +111,7 @@ class MemoryJobStore:
             return sum(other.urgency < entry.urgency for other in self._with_status(Status.QUEUED))
 
     def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
-        """Requeue jobs of other holders with an expired lease, then claim up to `limit` jobs in fair order."""
+        """Queue the jobs of other holders again if their leases have expired, then claim up to `limit` queued jobs."""
         with self._lock:
             now_s = time.monotonic()
             for entry in self._entries.values():
@@ -103,7 +119,9 @@ class MemoryJobStore:
                     entry.requeue()
             running = Counter(entry.job.spec.owner for entry in self._with_status(Status.RUNNING))
             queued = {entry.job.number: entry for entry in self._with_status(Status.QUEUED)}
-            candidates = [Candidate(entry.job.spec.owner, entry.job.spec.priority, n) for n, entry in queued.items()]
+            candidates = [
+                Candidate(entry.job.spec.owner, entry.job.spec.priority, number) for number, entry in queued.items()
+            ]
             claimed = []
             for candidate in choose_fairly(candidates, running, limit):
                 entry = queued[candidate.number]
@@ -121,7 +139,7 @@ class MemoryJobStore:
             return {entry.job.id for entry in held}
 
     def release(self, holder: str) -> int:
-        """Requeue all jobs that `holder` holds. Returns their number."""
+        """Queue all jobs of `holder` again, and end their leases. Returns their number."""
         with self._lock:
             held = self._held(holder)
             for entry in held:
@@ -150,7 +168,7 @@ class MemoryJobStore:
             return entry.job if entry else None
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
-        """Delete a job that has ended and return it; None if it is missing or has not ended."""
+        """Delete a job that has ended. Returns the deleted job, or None if it is missing or has not ended."""
         with self._lock:
             entry = self._find(job_id, owner)
             if entry is None or not entry.job.status.is_end:
@@ -166,16 +184,16 @@ class MemoryJobStore:
     def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
         """Count the due webhooks of each receiver."""
         with self._lock:
-            due: dict[Receiver, list[float]] = defaultdict(list)
+            due_times: dict[Receiver, list[float]] = defaultdict(list)
             for due_s, _, entry in self._due(now_s):
-                due[entry.receiver].append(due_s)
-            return [DueWebhooks(receiver, len(due_s), min(due_s)) for receiver, due_s in due.items()]
+                due_times[entry.receiver].append(due_s)
+            return [DueWebhooks(receiver, len(times_s), min(times_s)) for receiver, times_s in due_times.items()]
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
         """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`."""
         with self._lock:
             remaining, claimed = Counter(limits), []
-            for *_, entry in sorted(self._due(now_s), key=itemgetter(0, 1)):
+            for *_, entry in sorted(self._due(now_s), key=itemgetter(0, 1)):  # by due time, then by job ID
                 if remaining[entry.receiver] > 0:
                     remaining[entry.receiver] -= 1
                     entry.due_s = now_s + WEBHOOK_LEASE_S
@@ -184,7 +202,7 @@ class MemoryJobStore:
             return claimed
 
     def finish_webhook(self, job_id: str) -> None:
-        """Delete a webhook after it was delivered or the last attempt failed."""
+        """Delete a webhook, because it was delivered or its last attempt failed."""
         with self._lock:
             if entry := self._entries.get(job_id):
                 entry.due_s = None
@@ -197,18 +215,21 @@ class MemoryJobStore:
                 entry.due_s, entry.attempts = until_s, entry.attempts + 1
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change end times between `from_s` and `until_s` to `now_s`."""
+        """Change end times of jobs from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
         with self._lock:
             for entry in self._entries.values():
-                at_s = entry.job.ended_s
-                if at_s is not None and from_s <= at_s and (until_s is None or at_s <= until_s):
+                ended_s = entry.job.ended_s
+                if ended_s is not None and from_s <= ended_s and (until_s is None or ended_s <= until_s):
                     entry.job = replace(entry.job, ended_s=now_s)
 
     def sweep(self, ended_before_s: float) -> int:
         """Delete jobs that ended before `ended_before_s`. Returns their number."""
         with self._lock:
-            ended_s = {job_id: entry.job.ended_s for job_id, entry in self._entries.items()}
-            old = [job_id for job_id, at_s in ended_s.items() if at_s is not None and at_s < ended_before_s]
+            old = [
+                job_id
+                for job_id, entry in self._entries.items()
+                if entry.job.ended_s is not None and entry.job.ended_s < ended_before_s
+            ]
             for job_id in old:
                 del self._entries[job_id]
             return len(old)
@@ -216,7 +237,18 @@ class MemoryJobStore:
     def close(self) -> None:
         """Do nothing: memory has no connections."""
 
+    def _with_same_key(self, spec: JobSpec) -> Job | None:
+        """Return the owner's job with the idempotency key of `spec`, or None."""
+        if spec.idempotency_key is None:
+            return None
+        for entry in self._entries.values():
+            other = entry.job.spec
+            if (other.owner, other.idempotency_key) == (spec.owner, spec.idempotency_key):
+                return entry.job
+        return None
+
     def _find(self, job_id: str, owner: str | None) -> _Entry | None:
+        """Return the entry of a job, or None if it is missing or belongs to another owner."""
         entry = self._entries.get(job_id)
         return entry if entry and owner in {None, entry.job.spec.owner} else None
 

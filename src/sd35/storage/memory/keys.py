@@ -8,7 +8,7 @@ from sd35.access.keys import Key
 
 
 class MemoryKeyStore:
-    """A KeyStore in memory."""
+    """A KeyStore in memory. Its keys are lost when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class MemoryKeyStore:
             return sorted(self._keys.values(), key=lambda key: (key.created_s, key.id))
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """Revoke a key and return it. An earlier revocation is not changed."""
+        """Revoke a key and return it, or None if it is missing. The date of an earlier revocation stays."""
         with self._lock:
             key = self._keys.get(key_id)
             if key and key.revoked_s is None:

@@ -1,4 +1,4 @@
-"""Clock record in an SQL database."""
+"""The last trusted reading of the clock, in an SQL database."""
 
 from dataclasses import asdict
 
@@ -10,15 +10,16 @@ from sd35.storage.sql.tables import clock
 
 
 class SqlClockStore:
-    """A ClockStore in an SQL database. A migration creates the only row of its table."""
+    """A ClockStore in an SQL database. Its table has one row, which a migration creates."""
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading and store the new record."""
+        """Judge the reading `now_s` with `judge`, and store the new record."""
         columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s, clock.c.suspect_for_s
         with self._database.write(is_durable=False) as connection:
+            # The lock on the row lets one process at a time judge a reading.
             row = connection.execute(select(*columns).with_for_update()).one()
             reading = judge(ClockRecord(*row), now_s, rules)
             connection.execute(update(clock).values(asdict(reading.record)))

@@ -1,4 +1,4 @@
-"""Connections to an SQL database: SQLite in a file, or PostgreSQL. Their errors become StoreUnavailable."""
+"""Connections to an SQL database: SQLite in a file, or PostgreSQL. Errors of the database become StoreUnavailable."""
 
 import threading
 from collections.abc import Iterator
@@ -14,15 +14,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sd35.errors import InvalidSetting, StoreUnavailable
 
 _CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # in libpq's units: seconds and milliseconds
-_UNLIMITED = -1
+_UNLIMITED = -1  # as SQLAlchemy's `max_overflow`
 
 
 def parse_url(text: str, allowed: str) -> URL:
-    """Parse the path of an SQLite file, or the URL of a database.
+    """Parse the setting `database`: the path of an SQLite file, or the URL of an SQLite or PostgreSQL database.
 
     Args:
         text: The path or URL.
         allowed: The allowed values, for the error message.
+
+    Returns:
+        A URL with the driver of this project. The path of an SQLite file is absolute.
 
     Raises:
         InvalidSetting: The URL is not allowed. The message never contains a password.
@@ -33,15 +36,17 @@ def parse_url(text: str, allowed: str) -> URL:
         raise InvalidSetting(f"database: got a URL that cannot be parsed; allowed: {allowed}") from None
     if url.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
         return url.set(drivername="postgresql+psycopg")
-    if url.drivername != "sqlite" or url.query or (url.database or ":memory:") == ":memory:":
+    # An SQLite database in memory has the path "" or ":memory:". It would be lost with its connection.
+    is_in_memory = (url.database or ":memory:") == ":memory:"
+    if url.drivername != "sqlite" or url.query or is_in_memory:
         raise InvalidSetting(f"database: got {url.render_as_string(hide_password=True)!r}; allowed: {allowed}")
     return url.set(database=str(Path(url.database or "").expanduser().absolute()))
 
 
 class SqlDatabase:
-    """A pool of connections, and transactions on them. Thread-safe.
+    """A pool of connections to one database, and transactions on them. Thread-safe.
 
-    `name` is the path of the file or the address of the server, without a password.
+    `name` is the name of the database in messages: the path of the file, or the URL of the server without its password.
 
     Args:
         url: URL of the database.
@@ -62,29 +67,34 @@ class SqlDatabase:
             self.engine = create_engine(url, hide_parameters=True, **options)  # errors must not show prompts
         except ModuleNotFoundError as error:
             raise InvalidSetting(
-                "database: PostgreSQL needs a package; install with: pip install 'sd35-fp8-mirror[postgres]'"
+                "database: PostgreSQL needs a package that is not installed; install it with: pip install"
+                " 'sd35-fp8-mirror[postgres]'"
             ) from error
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _prepare)
+            event.listen(self.engine, "connect", _configure)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a connection for statements that change nothing. Raises StoreUnavailable."""
+        """Open a connection for statements that change nothing. Raises StoreUnavailable if that fails."""
         with self._translate_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self, *, is_durable: bool = True, is_single: bool = False) -> Iterator[Connection]:
-        """Open a transaction and commit it at the end of the block. Raises StoreUnavailable.
+        """Open a transaction and commit it at the end of the block.
 
         Args:
-            is_durable: If false, SQLite does not wait for the disk, so a power failure may undo the last commits. Even
-                then, a commit survives the end of this process.
-            is_single: Whether the block executes only one statement, which needs no explicit transaction in SQLite.
+            is_durable: If false, SQLite does not wait until the commit is on the disk. A power failure may then undo
+                the last commits, but a crash of this process does not.
+            is_single: Whether the block executes only one statement. It needs no explicit transaction in SQLite.
+
+        Raises:
+            StoreUnavailable: The database does not answer, or SQLite's file is locked for longer than `wait_s`.
         """
         with self._translate_errors(), self._writer_lock(), self.engine.connect() as connection:
             if self.is_sqlite:
-                if connection.info.get("is_durable") is not is_durable:  # the setting of the last transaction
+                # `info` has the setting of the connection's last transaction. Setting it again would cost a statement.
+                if connection.info.get("is_durable") is not is_durable:
                     connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
                     connection.info["is_durable"] = is_durable
                 if not is_single:
@@ -93,7 +103,7 @@ class SqlDatabase:
             connection.commit()
 
     def lock(self, connection: Connection, number: int) -> None:
-        """Lock a number until the transaction ends, after waiting for other transactions that locked it.
+        """Let one transaction at a time continue from here to its end, among all that lock the same `number`.
 
         Does nothing with SQLite, which serializes all writers.
         """
@@ -101,7 +111,7 @@ class SqlDatabase:
             connection.execute(select(func.pg_advisory_xact_lock(number)))
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
-        """Return an INSERT of the database's dialect, which supports ON CONFLICT."""
+        """Return an INSERT statement of the database's SQL dialect. It supports ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
@@ -109,14 +119,14 @@ class SqlDatabase:
         self.engine.dispose()
 
     def unavailable(self, reason: str) -> StoreUnavailable:
-        """Return an error with the name of the database and the reason in one line."""
+        """Return an error to raise, with the name of the database and the reason in one line."""
         return StoreUnavailable(f"the database {self.name} cannot be used: {' '.join(reason.split())}")
 
     @contextmanager
     def _writer_lock(self) -> Iterator[None]:
-        """Let the threads of this process write to SQLite one at a time. SQLite's own lock would make them poll."""
+        """Let the threads of this process write to SQLite one at a time. With SQLite's own lock, they would poll it."""
         if self.is_sqlite and not self._writer.acquire(timeout=self._wait_s):
-            raise self.unavailable(f"other writes have blocked it for {self._wait_s:g} s")
+            raise self.unavailable(f"other writes have blocked it for {self._wait_s:g} s; try again later")
         try:
             yield
         finally:
@@ -125,19 +135,21 @@ class SqlDatabase:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        if self.path and not _exists(self.path, self._inode):  # open connections would write to the removed file
+        """Translate errors of the block to StoreUnavailable. First checks that SQLite's file is still in its place."""
+        if self.path and not _has_inode(self.path, self._inode):  # open connections would write to the removed file
             raise self.unavailable("its file was removed or replaced while it was in use; restart the service")
         try:
             yield
         except DBAPIError as error:
             raise self.unavailable(str(error.orig)) from error
         except PoolTimeout as error:
-            raise self.unavailable("all connections are busy") from error
+            raise self.unavailable("all connections are busy; try again later") from error
 
     def _create(self, path: Path) -> int:
-        """Create the file with access for this process's user only, because it contains prompts. Returns its inode.
+        """Create SQLite's file if it is missing. Returns its inode.
 
-        SQLite gives its WAL files the same mode.
+        Only the user of this process gets access, because the file contains prompts. SQLite gives its WAL files the
+        same mode. Raises StoreUnavailable if the file cannot be created.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,15 +159,16 @@ class SqlDatabase:
             raise self.unavailable(error.strerror or str(error)) from error
 
 
-def _exists(path: Path, inode: int) -> bool:
+def _has_inode(path: Path, inode: int) -> bool:
+    """Return whether a path leads to the file with this inode, and not to another file or none."""
     try:
         return path.stat().st_ino == inode
     except OSError:
         return False
 
 
-def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401  the driver's type
-    """Configure a new SQLite connection: explicit transactions, foreign keys, and overwriting of deleted data."""
-    connection.isolation_level = None
-    for pragma in ("foreign_keys = ON", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}")
+def _configure(connection: Any, _: object) -> None:  # noqa: ANN401  the driver's type
+    """Configure a new connection to SQLite. SQLAlchemy calls this with the driver's connection."""
+    connection.isolation_level = None  # the driver begins no transactions, because `write` does
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # overwrite deleted data, because it contains prompts

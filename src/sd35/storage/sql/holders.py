@@ -1,8 +1,9 @@
-"""Detect dead lease holders of an SQLite database: each holder locks a file next to the database.
+"""Detect which processes that ran jobs of an SQLite database have ended.
 
-The operating system frees a lock when its process ends, for whatever reason. A free lock therefore means that its
-holder is dead. This is known at once and does not depend on a clock. All processes that share an SQLite database run on
-one machine, so they see the same locks.
+Each process that holds leases on jobs, called a holder, locks a file next to the database. The operating system frees
+the lock when the process ends, even if it is killed. A holder without a locked file is therefore dead. This is known at
+once and does not depend on a clock. All processes that share an SQLite database run on one machine, so they see the
+same locks.
 """
 
 import errno
@@ -14,16 +15,19 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-# Errors of file systems without locks, such as some shared folders and network file systems.
+# Errors of locking on file systems without locks, such as some shared folders and network file systems.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
-_PROBE_S = 10.0  # maximum wait while another process probes a new file, which takes microseconds
+_PROBE_S = 10.0  # maximum wait for another process that is just testing whether a new file is locked
 _SUFFIX = ".lock"
 
 
 class HolderLocks:
-    """Locks the files of this process's holders, and probes those of other processes. Thread-safe.
+    """Locks a file for each holder of this process, and tests the files of other holders. Thread-safe.
 
     On a file system without working locks, no holder counts as dead, and leases expire only by time.
+
+    Args:
+        directory: The directory of the files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,7 +37,10 @@ class HolderLocks:
         self._is_supported = True
 
     def hold(self, holder: str) -> None:
-        """Lock the file of a holder until `release`. Does nothing if it is already locked here. Raises OSError."""
+        """Lock the file of a holder until `release`. Does nothing if this process has already locked it.
+
+        Raises OSError if the file cannot be created or locked.
+        """
         with self._mutex:
             if holder in self._held or not self._is_supported:
                 return
@@ -48,24 +55,25 @@ class HolderLocks:
                     raise
                 self._disable(holder, error.strerror or str(error))
                 return
-            if _is_locked(self._path(holder)):
+            if _is_locked(self._path(holder)):  # some file systems only pretend to lock
                 self._held[holder] = lock
             else:
                 lock.release()
                 self._disable(holder, "a locked file can be locked again")
 
-    def dead(self, holders: Iterable[str]) -> list[str]:
-        """Return the holders whose process has ended, and delete their files."""
+    def remove_dead(self, holders: Iterable[str]) -> list[str]:
+        """Delete the files of dead holders among `holders`, and return these holders."""
         with self._mutex:
             if not self._is_supported:
                 return []
-            return [each for each in holders if each not in self._held and _delete_if_free(self._path(each))]
+            others = [holder for holder in holders if holder not in self._held]
+            return [holder for holder in others if _delete_if_free(self._path(holder))]
 
     def release(self, holder: str) -> None:
-        """Unlock and delete the file of a holder."""
+        """Unlock and delete the file of a holder of this process. Does nothing if this process has not locked it."""
         with self._mutex:
             if lock := self._held.pop(holder, None):
-                with suppress(OSError):
+                with suppress(OSError):  # another process deletes a file that remains
                     self._path(holder).unlink()
                 lock.release()
 
@@ -75,6 +83,7 @@ class HolderLocks:
             self.release(holder)
 
     def _disable(self, holder: str, reason: str) -> None:
+        """Stop using locks, because the file system has none that work. Deletes the file of `holder`."""
         self._is_supported = False
         self._path(holder).unlink(missing_ok=True)
         structlog.get_logger().warning(
@@ -84,6 +93,7 @@ class HolderLocks:
         )
 
     def _delete_stale_files(self) -> None:
+        """Delete the files of dead holders, which killed processes left."""
         for path in self._directory.glob(f"*{_SUFFIX}"):
             _delete_if_free(path)
 
@@ -92,12 +102,15 @@ class HolderLocks:
 
 
 def _lock(path: Path) -> FileLock:
-    """Return a lock that any thread may release. The library's fallback would leave its file locked after a crash."""
+    """Return a lock that any thread may release.
+
+    The fallback of `filelock` is off. Its lock would be the existence of a file, which remains after a crash.
+    """
     return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
 
 
 def _is_locked(path: Path) -> bool:
-    """Return whether a file is locked. Raises OSError."""
+    """Return whether a file is locked, by this process or another one. Raises OSError if that cannot be determined."""
     lock = _lock(path)
     try:
         lock.acquire(blocking=False)
@@ -108,7 +121,10 @@ def _is_locked(path: Path) -> bool:
 
 
 def _delete_if_free(path: Path) -> bool:
-    """Delete a file unless it is locked. Returns False if it is locked, or if that cannot be determined."""
+    """Delete a file if it is not locked. Returns whether the file is gone.
+
+    Returns False if the file is locked, or if that cannot be determined.
+    """
     if not path.exists():
         return True
     lock = _lock(path)
@@ -117,6 +133,8 @@ def _delete_if_free(path: Path) -> bool:
     except (Timeout, OSError):
         return False
     with suppress(OSError):
-        path.unlink()  # while locked: a process that has opened it notices that the name is gone, and recreates it
+        # Deleted while locked: if another process has just opened the file to lock it, `filelock` in that process
+        # notices that the path is gone, and creates a new file.
+        path.unlink()
     lock.release()
     return True

@@ -1,4 +1,7 @@
-"""Leases of jobs in an SQL database: their clock, and their expiry."""
+"""Decide when leases of jobs in an SQL database expire.
+
+A lease is a process's temporary claim to a job. The process that holds it is its holder.
+"""
 
 import time
 from pathlib import Path
@@ -11,11 +14,12 @@ from sd35.storage.sql.tables import jobs
 
 
 class Leases:
-    """Decides which leases have expired, without using the wall clock of this machine.
+    """Decides which leases have expired, without the wall clock of this machine.
 
-    With PostgreSQL, leases are measured by the clock of the database server. With SQLite, they are measured by the
-    monotonic clock, which all processes of a machine share, and end when their holder no longer locks its file. After
-    a reboot, the monotonic clock restarts and no file is locked.
+    With PostgreSQL, the clock of the database server measures leases. With SQLite, the monotonic clock measures them:
+    all processes of a machine share it. After a reboot, it starts again at zero.
+
+    With SQLite, a lease also expires when its holder no longer locks its file (see `HolderLocks`).
     """
 
     def __init__(self, database: SqlDatabase) -> None:
@@ -23,7 +27,7 @@ class Leases:
         self._holders = HolderLocks(Path(f"{database.path}.holders")) if database.path else None
 
     def hold(self, holder: str) -> None:
-        """Show other processes that `holder` is alive. Raises StoreUnavailable."""
+        """Show other processes that `holder` is alive. Raises StoreUnavailable if its file cannot be locked."""
         try:
             if self._holders:
                 self._holders.hold(holder)
@@ -36,24 +40,26 @@ class Leases:
             self._holders.release(holder)
 
     def now_s(self) -> ColumnElement[float]:
-        """Return the time of the current statement by the clock of the leases."""
+        """Return an SQL expression for the current time by the clock of the leases, in seconds."""
         if self._database.is_sqlite:
             return literal(time.monotonic())
         return cast(extract("epoch", func.statement_timestamp()), Double)
 
     def is_expired(self, connection: Connection, claimant: str, lease_s: float) -> ColumnElement[bool]:
-        """Return the SQL condition that a lease has expired: by time, or because its holder is dead.
+        """Return an SQL condition for jobs with an expired lease: by time, or because the holder is dead.
 
-        A lease that ends much later than a new one would has also expired. It was granted before the server's clock was
-        set back, before a reboot, or by a version that used the wall clock. The limit is twice the length of a lease,
-        to allow for small corrections of the clock and for leases that are renewed while this statement runs.
+        `claimant` is the holder that claims jobs now, and never counts as dead. `lease_s` is the length of a lease in
+        seconds.
         """
         now_s = self.now_s()
+        # A lease ends at most `lease_s` from now. A lease that ends much later was granted before a reboot, before the
+        # server's clock was set back, or by a version that used the wall clock. It counts as expired, too. The limit is
+        # twice `lease_s`, because clocks are corrected by small amounts, and leases are renewed while this runs.
         by_time = or_(jobs.c.lease_until_s < now_s, jobs.c.lease_until_s > now_s + 2 * lease_s)
         if self._holders is None:
             return by_time
         others = select(jobs.c.holder).where(jobs.c.holder.is_not(None), jobs.c.holder != claimant).distinct()
-        dead = self._holders.dead(connection.execute(others).scalars().all())
+        dead = self._holders.remove_dead(connection.execute(others).scalars().all())
         return or_(by_time, jobs.c.holder.in_(dead)) if dead else by_time
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ class SqlOwnershipIndex:
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database
-        # These statements run for every image. Building one takes longer than executing it, so they are built once.
+        # The statements of `add`, `add_checksum` and `checksums` run for every image. Building one takes longer than
+        # executing it, so they are built once.
         row = database.insert(images)
         newer = {name: row.excluded[name] for name in ("size_bytes", "created_s")}
         self._add = row.on_conflict_do_update(index_elements=["digest", "owner"], set_=newer)
@@ -26,7 +27,7 @@ class SqlOwnershipIndex:
         self._checksums = select(*columns).where(checksums.c.name == bindparam("name"))
 
     def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
-        """Add an owner to an image, or refresh its date."""
+        """Add an owner to an image, or change the date of an existing owner to `now_s`."""
         row = {"digest": digest, "owner": owner, "size_bytes": size_bytes, "created_s": now_s}
         with self._database.write(is_durable=False, is_single=True) as connection:
             connection.execute(self._add, row)
@@ -37,10 +38,11 @@ class SqlOwnershipIndex:
             return set(connection.execute(select(images.c.owner).where(images.c.digest == digest)).scalars())
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image. Returns whether no owner is left; if so, the checksums are deleted, too."""
+        """Remove an owner from an image. Returns whether no owner is left. If so, also deletes the checksums."""
         all_owners = select(images.c.owner).where(images.c.digest == digest).order_by(images.c.owner)
         with self._database.write() as connection:
-            # The rows are locked. Otherwise, two owners removed at the same time would each see the other as remaining.
+            # Locks the rows of all owners. Otherwise, if two transactions removed the last two owners at the same time,
+            # each would find the other owner, and neither would delete the checksums.
             owners = set(connection.execute(all_owners.with_for_update()).scalars())
             connection.execute(delete(images).where(images.c.digest == digest, images.c.owner == owner))
             is_unowned = owners <= {owner}
@@ -72,7 +74,7 @@ class SqlOwnershipIndex:
             return list(connection.execute(greater.order_by(images.c.digest).limit(limit)).scalars())
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change dates between `from_s` and `until_s` to `now_s`."""
+        """Change dates from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
         span = [images.c.created_s >= from_s, *([] if until_s is None else [images.c.created_s <= until_s])]
         with self._database.write(is_durable=False) as connection:
             connection.execute(update(images).where(*span).values(created_s=now_s))
@@ -81,14 +83,14 @@ class SqlOwnershipIndex:
         """Return up to `limit` digests of images to delete, oldest first."""
         created_s, size_bytes = func.max(images.c.created_s), func.max(images.c.size_bytes)
         newest_first = (created_s.desc(), images.c.digest.desc())
-        total_bytes = func.sum(size_bytes).over(order_by=newest_first)
-        each = select(images.c.digest, created_s.label("created_s"), total_bytes.label("total_bytes"))
-        found = each.group_by(images.c.digest).subquery()
-        bounds = [] if before_s is None else [found.c.created_s < before_s]
-        bounds += [] if max_bytes is None else [found.c.total_bytes > max_bytes]
+        total_bytes = func.sum(size_bytes).over(order_by=newest_first)  # of the image and all newer ones
+        columns = select(images.c.digest, created_s.label("created_s"), total_bytes.label("total_bytes"))
+        dated = columns.group_by(images.c.digest).subquery()
+        bounds = [] if before_s is None else [dated.c.created_s < before_s]
+        bounds += [] if max_bytes is None else [dated.c.total_bytes > max_bytes]
         if not bounds:
             return []
-        oldest = select(found.c.digest).where(or_(*bounds)).order_by(found.c.created_s, found.c.digest).limit(limit)
+        oldest = select(dated.c.digest).where(or_(*bounds)).order_by(dated.c.created_s, dated.c.digest).limit(limit)
         with self._database.read() as connection:
             return list(connection.execute(oldest).scalars())
 

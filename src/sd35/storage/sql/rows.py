@@ -1,4 +1,4 @@
-"""Conversion between jobs and database rows."""
+"""Convert jobs to rows of the table `jobs`, and rows to jobs."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _REQUEST = TypeAdapter(Request)
 
 
 def job_values(job: Job) -> dict[str, Any]:
-    """Return the columns of a queued job. `number` is not among them, because the database assigns it."""
+    """Return the values of a queued job's row, by column. `number` is missing, because the database assigns it."""
     spec = job.spec
     return {
         "id": job.id,
@@ -31,7 +31,7 @@ def job_values(job: Job) -> dict[str, Any]:
 
 
 def result_values(result: JobResult | Failure) -> dict[str, Any]:
-    """Return the columns of a result."""
+    """Return the values that change in a job's row when the job ends with this result, by column."""
     if isinstance(result, JobResult):
         return {
             "status": Status.SUCCEEDED.value,
@@ -43,7 +43,7 @@ def result_values(result: JobResult | Failure) -> dict[str, Any]:
 
 
 def job_from_row(row: Row[Any]) -> Job:
-    """Return the job of a row with all columns."""
+    """Return the job in a row, which must have all columns of the table."""
     spec = JobSpec(
         request=_REQUEST.validate_json(row.request),
         owner=row.owner,

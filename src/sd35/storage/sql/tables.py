@@ -1,4 +1,4 @@
-"""Tables of jobs, API keys, image owners, checksums, and the clock record.
+"""Tables of jobs, webhooks, API keys, owners of images, checksums, and the last trusted reading of the clock.
 
 Every change here needs a migration that makes the same change.
 """
@@ -20,10 +20,10 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0005"  # revision of the newest migration
+VERSION = "0005"  # number of the newest migration
 
 metadata = MetaData(naming_convention={"uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns numbers to columns of exactly this type
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers new rows only if the column is an INTEGER
 
 jobs = Table(
     "jobs",
@@ -56,11 +56,14 @@ jobs = Table(
 
 
 def _not_null(column: Column[Any]) -> dict[str, Any]:
-    """Return options that restrict an index to rows with a value. Comparisons can use it, because they exclude null."""
+    """Return options of an index that leave out rows without a value in this column.
+
+    The database can still use the index for comparisons of the column, because a comparison never finds null.
+    """
     return {"sqlite_where": column.is_not(None), "postgresql_where": column.is_not(None)}
 
 
-# The status comes first: few jobs are queued or running compared to those that ended, and an index holds them together.
+# The status is the first column, because most jobs have ended. The few that are queued or running are then adjacent.
 Index("ix_jobs_turn", jobs.c.status, jobs.c.owner, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_place", jobs.c.status, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_page", jobs.c.status, jobs.c.owner, jobs.c.number)
@@ -76,10 +79,10 @@ deliveries = Table(
     Column("url", Text, nullable=False),
     Column("due_s", Double, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # Processes of the previous version, which do not know these columns, may still insert rows into a shared database.
+    # The columns have default values, because processes of an earlier version may still insert rows without them.
     Column("owner", Text, nullable=False, server_default=text("''")),
     Column("host", Text, nullable=False, server_default=text("''")),
-    # Counting due webhooks by receiver only reads this index, which is fast with 100,000 rows: benchmarks/job_store.py.
+    # The database counts due webhooks by receiver from this index alone. benchmarks/job_store.py measures that.
     Index("ix_deliveries_receiver", "owner", "host", "due_s", "job_id"),
 )
 

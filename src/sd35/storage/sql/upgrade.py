@@ -1,4 +1,4 @@
-"""Upgrade a database to the schema of this version when it is opened."""
+"""Create the tables of a new database, and upgrade those of an older version, when a database is opened."""
 
 import logging
 from pathlib import Path
@@ -14,15 +14,16 @@ from sd35.storage.sql.tables import VERSION
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_LOCK = 0x5D35_0001
+_LOCK = 0x5D35_0001  # for `SqlDatabase.lock`; another number than in `jobs`
 _LOG = logging.getLogger(__name__)
 _VERSIONS = table("alembic_version", column("version_num"))
 
 
 def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
-    """Create the tables, or upgrade older ones, in one transaction. Imports Alembic only if that is necessary.
+    """Create the tables if they are missing, or upgrade those of an older version, in one transaction.
 
-    If several processes start at once, one of them upgrades and the others wait.
+    If several processes start at once, one of them upgrades and the others wait. If the tables are of this version,
+    Alembic is not imported, because that is slow.
 
     Args:
         database: The database to upgrade.
@@ -38,11 +39,14 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
     try:
         lock.acquire()
     except Timeout as error:
-        raise database.unavailable(f"another process has been opening it for {wait_s:g} s") from error
+        raise database.unavailable(
+            f"another process has been opening or upgrading it for {wait_s:g} s; try again when that process is ready"
+        ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise database.unavailable(error.strerror or str(error)) from error
-        # SQLite's own lock still protects the migration. Only two first starts at the same time may conflict.
+        # The file system has no locks. SQLite's own lock still protects the upgrade of an existing database. If two
+        # processes create a database at the same time, one of them may fail.
     try:
         with database.read() as connection:  # the file stores this mode, so it is set before other processes use it
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
@@ -52,19 +56,24 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
 
 
 def check_version(database: SqlDatabase) -> None:
-    """Check that a database has the schema of this version. Raises StoreUnavailable."""
+    """Check that a database has the tables of this version. Raises StoreUnavailable if it does not."""
     with database.read() as connection:
         version = _version(connection)
-    _refuse_newer(database, version)
+    _check_not_newer(database, version)
+    if version is None:
+        raise database.unavailable(
+            "it has no tables of sd35. The service creates them at its first start; start it with `sd35 serve`, or"
+            " correct the setting database"
+        )
     if version != VERSION:
         raise database.unavailable(
-            f"an older version of sd35 created it (schema {version}; this version needs {VERSION}); start the service"
-            " once to upgrade it"
+            f"an older version of sd35 created it (schema {version}, but this version needs {VERSION}); start the"
+            " service once to upgrade it"
         )
 
 
 def config_for(connection: Connection) -> "Config":
-    """Return an Alembic configuration that runs commands on a connection."""
+    """Return a configuration with which Alembic runs its commands on this connection."""
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
@@ -73,12 +82,13 @@ def config_for(connection: Connection) -> "Config":
 
 
 def _upgrade(database: SqlDatabase) -> None:
+    """Run the missing migrations, and log that. Raises StoreUnavailable if the tables are of a newer version."""
     with database.write() as connection:
         database.lock(connection, _LOCK)
         version = _version(connection)
         if version == VERSION:
             return
-        _refuse_newer(database, version)
+        _check_not_newer(database, version)
         from alembic import command
 
         command.upgrade(config_for(connection), VERSION)
@@ -88,14 +98,16 @@ def _upgrade(database: SqlDatabase) -> None:
 
 
 def _version(connection: Connection) -> str | None:
+    """Return the number of the last migration of a database, or None if the database has no tables of this project."""
     if not inspect(connection).has_table(_VERSIONS.name):
         return None
     return connection.execute(select(_VERSIONS.c.version_num)).scalar()
 
 
-def _refuse_newer(database: SqlDatabase, version: str | None) -> None:
+def _check_not_newer(database: SqlDatabase, version: str | None) -> None:
+    """Raise StoreUnavailable if a newer version of this project created the tables."""
     if version and version > VERSION:
         raise database.unavailable(
-            f"a newer version of sd35 created it (schema {version}; this version supports up to {VERSION}); install"
-            " that version again, or use another database"
+            f"a newer version of sd35 created it (schema {version}, but this version supports up to {VERSION}); install"
+            " the newer version again, or use another database"
         )

@@ -44,6 +44,7 @@ def upgrade() -> None:
 
 
 def _create_jobs() -> None:
+    """Create the table of jobs and its indexes."""
     op.create_table(
         "jobs",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),

@@ -1,4 +1,4 @@
-"""Create the table of the clock record."""
+"""Create the table of the last trusted reading of the clock."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Create the table and its row. The date of the newest image or job counts as the last reading of the clock."""
+    """Create the table and its only row. The date of the newest image or job becomes the last trusted reading."""
     op.create_table(
         "clock",
         sa.Column("id", sa.Integer, nullable=False),

@@ -22,6 +22,7 @@ def upgrade() -> None:
 
 
 def _fill_hosts() -> None:
+    """Set the host of each pending webhook, from its URL."""
     connection = op.get_bind()
     change = sa.text("UPDATE deliveries SET host = :host WHERE job_id = :job_id")
     pending = connection.execute(sa.text("SELECT job_id, url FROM deliveries")).all()
