@@ -239,7 +239,7 @@ def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
             small.generate("a cat", width=128)
     with Generator(max_pixels=128 * 128, max_in_flight=1) as larger:
         assert larger.generate("a cat", steps=1).width == 128
-        with pytest.raises(sd35.Overloaded, match="1 of at most 1 images are accepted"):
+        with pytest.raises(sd35.Overloaded, match="1 of at most 1 images are waiting or running"):
             larger.generate_many("a cat", count=2, **LONG | {"width": 128, "height": 128})
 
 

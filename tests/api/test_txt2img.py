@@ -94,7 +94,7 @@ def test_headers_name_the_generated_size_and_truncated_prompts(client: TestClien
         ({"guidance_scale": 10**400}, "guidance_scale", "0 to 30"),
         ({"skip_layer_scale": 10.1}, "skip_layer_scale", "0 to 10"),
         ({"skip_layer_scale": "2.8"}, "skip_layer_scale", "number"),
-        ({"skip_layer_scale": 2.8}, "skip_layer_scale", "0, because the card of mini names no layers"),
+        ({"skip_layer_scale": 2.8}, "skip_layer_scale", "0, because the checkpoint mini names no layers"),
         ({"seed": -1}, "seed", "0 to 4294967295"),
         ({"seed": 2**32}, "seed", "0 to 4294967295"),
         ({"width": 100}, "width", "multiple of 16"),
@@ -188,7 +188,7 @@ def test_too_many_images_are_refused_with_retry_after(client: TestClient, backen
     handles = [pool.submit(pool.resolve(params_of("a tree"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
     response = post_txt2img(client)
-    assert "3 of at most 3 images are accepted; try again in" in problem(response, 429)["detail"]
+    assert "3 of at most 3 images are waiting or running; try again in" in problem(response, 429)["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200
     backend.release.set()

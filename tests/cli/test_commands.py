@@ -361,7 +361,7 @@ def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read: No such file"),
+        (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read (No such file"),
         (["simulate", "--rps", "1", "--step-times", "wrong.json"], "not a table of step times"),
         (["simulate", "--rps", "nan", "--step-times", "wrong.json"], "--rps: got nan; allowed: a number above 0"),
         (["synth", "sd4", "-o", "new"], "NAME: got 'sd4'; allowed: sd3.5-large, sd3.5-large-turbo, sd3.5-medium"),

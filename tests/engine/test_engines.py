@@ -213,7 +213,10 @@ def test_a_model_that_the_engine_does_not_have_is_refused(idle: OpenedEngine) ->
     """A caller of a remote engine may know models that are no longer loaded."""
     work = idle.work()
     gone = replace(work.request, model="gone")
-    with pytest.raises(InvalidRequest, match="model: got 'gone in double/float32'; allowed: mini in double/float32"):
+    with pytest.raises(
+        InvalidRequest,
+        match="model: got 'gone with the profile double/float32'; allowed: mini with the profile double/float32",
+    ):
         idle.engine.submit(replace(work, request=gone))
 
 

@@ -97,7 +97,7 @@ def test_missing_graphs_and_engines_are_built_and_then_serve_new_requests(case: 
         run_to_the_end(case.fallback_builder(BUILD))
     assert [line["command"] for line in logs if "command" in line] == ["sd35 compile graphs", "sd35 compile engines"]
     assert [line["output"] for line in logs if "output" in line] == ["building"] * 2
-    assert logs[-1]["event"] == "swapped"
+    assert logs[-1]["event"] == "the built model replaced its fallback"
     assert case.generate().request.profile == BUILT
     assert case.pool.models["mini"] is case.model
     assert case.built.steps[0] == " "  # the first image, before those of requests
@@ -160,8 +160,11 @@ def generate_alone(directory: Path, backend: FakeBackend, prompt: str, seed: int
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import sys; print('no such GPU'); sys.exit(3)", "sd35 compile graphs ended with 3: no such GPU"),
-        ("pass", "the build did not produce the missing files: graphs is not built yet"),
+        (
+            "import sys; print('no such GPU'); sys.exit(3)",
+            "`sd35 compile graphs` exited with code 3; its last output: no such GPU",
+        ),
+        ("pass", "the build succeeded but did not produce its files: graphs is not built yet"),
     ],
 )
 def test_the_fallback_keeps_serving_after_a_failed_build(case: FallbackCase, source: str, message: str):

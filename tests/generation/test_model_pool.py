@@ -62,7 +62,7 @@ def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool)
         )
     assert pool.resolve(GenerationParams("a cat", skip_layer_scale=0)).skip_layer_scale == 0
     with pytest.raises(
-        InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the card of mini names no"
+        InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the checkpoint mini names no"
     ):
         pool.resolve(GenerationParams("a cat", skip_layer_scale=2.8))
     with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 10\.5; allowed: 0\.0 to 10\.0"):
@@ -260,7 +260,7 @@ def test_an_error_says_why_a_file_cannot_be_replayed(pool: ModelPool):
         (b"", "not a PNG"),
         (b"GIF89a", "not a PNG"),
         (encoded.png[:-2000], "damaged"),
-        (_foreign(), "does not record how it was generated"),
+        (_foreign(), "does not say how it was generated.*use the original PNG file"),
         (edited(REQUEST_KEY, "a cat", "a dog"), "edited"),
         (edited(MAKER_KEY, '"versions"', '"version"'), "damaged"),
         (edited(MAKER_KEY, "{", "["), "damaged"),

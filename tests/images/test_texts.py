@@ -215,7 +215,7 @@ def test_a_too_long_text_is_named():
     long = text_chunk("tEXt", "workflow", "a" * (MAX_TEXT_BYTES + 1))
     found = read_texts(png(long, text_chunk("tEXt", "parameters", "a cat")))
     assert (found.texts, found.left_out) == ({"parameters": "a cat"}, ["workflow"])
-    with pytest.raises(NotReplayable, match=r"no sd35\.request.*At most 262144 bytes of text .* left out: workflow"):
+    with pytest.raises(NotReplayable, match=r"no sd35\.request.*At most 262144 bytes of text .* skipped: workflow"):
         read_record(png(long))
 
 
@@ -296,7 +296,7 @@ def test_a_damaged_file_is_read_or_refused(data: st.DataObject):
 
 def test_a_text_with_a_wrong_crc_is_refused():
     file = png(text_chunk("tEXt", "parameters", "a cat"))
-    with pytest.raises(NotReplayable, match="the CRC of its tEXt chunk is wrong"):
+    with pytest.raises(NotReplayable, match="a wrong CRC of its tEXt chunk"):
         read_texts(file.replace(b"a cat", b"a cow"))
 
 

@@ -27,11 +27,13 @@ class DeviceLimits:
     """How much work a device accepts.
 
     Attributes:
-        max_rows: Transformer rows in a batch. A single image runs even if it has more.
-        max_in_flight: Accepted images that have not ended.
+        max_rows: The largest number of transformer rows in a batch. An image is one row, or two with guidance. A single
+            image runs even if it has more rows.
+        max_in_flight: The largest number of accepted images that have not ended.
         max_wait_s: An image is refused if its estimated wait is longer.
         memory_bytes: Working memory for denoising steps and for decoding, without the weights.
-        max_slowdown: In lasting overload, an image is refused if it would take this many times as long as alone.
+        max_slowdown: In lasting overload, an image is refused if images take this many times as long as they would
+            alone.
     """
 
     max_rows: int
@@ -46,7 +48,7 @@ class Work:
     """A request, and how to run it.
 
     Attributes:
-        width_px, height_px: The size to generate at. The caller enlarges the result if the request asks for more.
+        width_px, height_px: The size to generate at. The caller enlarges the result if the requested size is larger.
         client: The client, for fair queueing: clients share the device equally.
         priority: See `sd35.request.PRIORITY`.
     """
@@ -65,7 +67,10 @@ class Work:
 
 
 class Stage(NamedTuple):
-    """A stage of an image: an engine reports "queue", "encode", "denoise" and "decode". Uses `time.monotonic`."""
+    """When a stage of an image began and ended, by `time.monotonic`.
+
+    The stages of an engine are "queue", "encode", "denoise" and "decode".
+    """
 
     name: str
     began_s: float
@@ -80,8 +85,8 @@ class Stage(NamedTuple):
 class Progress(NamedTuple):
     """The progress of an image: `step` of `steps` evaluations of the transformer are done.
 
-    `preview` shows the image so far, one pixel for each latent position. There are at most PREVIEWS_PER_S previews a
-    second; `preview` is None at the steps between them, and always if the caller did not request previews.
+    `preview` shows the image so far, one pixel for each latent position. It is None if the caller did not request
+    previews, and at most steps of fast models, because there are at most PREVIEWS_PER_S previews a second.
     """
 
     step: int
@@ -90,9 +95,10 @@ class Progress(NamedTuple):
 
 
 class GeneratedImage(NamedTuple):
-    """The pixels of a request, at the size of its `Work`, and the stages since its caller submitted it.
+    """The pixels of a request, at the size of its `Work`, and the stages since the caller submitted the request.
 
-    `request` is the submitted one. Only its profile differs if a numerical failure was retried with another profile.
+    `request` is the submitted request. If the engine retried a numerical failure in another profile (a backend and a
+    precision), `request.profile` is that profile.
     """
 
     request: Request
@@ -106,12 +112,12 @@ class GeneratedImage(NamedTuple):
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
-"""Called on an engine's thread after each evaluation. It must be quick. Its exceptions are logged."""
+"""Called on an engine's thread after each evaluation, so it must be quick. Its exceptions are logged."""
 
 
 @dataclass(eq=False)
 class Handle:
-    """One caller's wait for an image. `future` ends with a GeneratedImage, an Sd35Error, or CancelledError."""
+    """One caller's wait for an image. The result of `future` is a GeneratedImage, an Sd35Error, or CancelledError."""
 
     future: Future[GeneratedImage] = field(default_factory=Future)
 
@@ -121,11 +127,12 @@ class EngineStatus:
     """An engine's current load, its limits, and its counts since it was opened.
 
     Attributes:
-        waiting: Images before their first step.
-        running: The other images in flight.
+        waiting: The number of accepted images before their first step.
+        running: The number of images between their first step and their end.
         backlog_s: Estimated seconds of work left in all images in flight.
         used_bytes: Working memory in use, out of `limits.memory_bytes`.
-        is_host_memory: Whether `held_bytes` and `free_bytes` describe the host's memory or, if False, a device's.
+        is_host_memory: Whether `held_bytes` and `free_bytes` describe the host's memory. If False, they describe the
+            memory of a device such as a GPU.
         held_bytes: Memory that this process holds.
         free_bytes: Memory that this process could still allocate.
         numerical_failures: Number of numerical failures by kind.
@@ -148,16 +155,16 @@ class EngineStatus:
 
 
 class Observer(Protocol):
-    """Receives events of an engine, on its threads. The methods must be quick and must not raise."""
+    """Receives events of an engine, on the engine's threads. The methods must be quick and must not raise."""
 
     def encoded(self, prompts: int, took_s: float) -> None:
-        """Record that a number of prompts were encoded, because they were not in the cache."""
+        """Record how many prompts were encoded, and in how many seconds. Prompts from the cache do not count."""
 
     def on_step_done(self, images: int, rows: int, took_s: float) -> None:
-        """Record a step of a batch of `images`, in `rows` transformer rows."""
+        """Record how many images and transformer rows the batch of a step had, and how many seconds it took."""
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """Record an exception of the backend. With `was_split`, each prompt or image is now tried alone."""
+        """Record an exception of the backend. If `was_split`, the engine now tries each prompt or image alone."""
 
 
 class Engine(Protocol):
@@ -174,11 +181,12 @@ class Engine(Protocol):
     def submit(self, work: Work, on_progress: OnProgress | None = None, *, previews: bool = False) -> Handle:
         """Accept an image. `on_progress` is called after each evaluation, with previews if requested.
 
-        If the same request is in flight, both callers wait for one image, with the first one's client and priority.
+        If the same request is in flight, both callers wait for the same image. The client and the priority of the first
+        caller apply to it.
 
         Raises:
-            InvalidRequest: This engine can never generate it.
-            Overloaded: It cannot be accepted now.
+            InvalidRequest: This engine can never generate the image.
+            Overloaded: The engine cannot accept the image now.
             NotReady: The engine is closing.
         """
 
@@ -186,13 +194,13 @@ class Engine(Protocol):
         """Send previews with this handle's progress from now on."""
 
     def cancel(self, handle: Handle) -> None:
-        """End one caller's wait. If no caller waits any more, the image is cancelled before its next step."""
+        """End one caller's wait. If no other caller waits, cancel the image before its next step."""
 
     def status(self) -> EngineStatus:
         """Return the current load, limits and counts."""
 
     def observe(self, observer: Observer) -> None:
-        """Set the observer. It replaces the one before."""
+        """Send events to this observer from now on, instead of the previous one."""
 
     def drain(self) -> None:
         """Accept no more images, and return when all accepted ones have ended."""

@@ -8,7 +8,7 @@ from sd35.errors import InvalidRequest
 from sd35.request import SIZE_MULTIPLE_PX, Request
 
 TILED, COMPILED = "tiled", "compiled"  # parts of a profile
-_WIDEST_FIRST = ("float32", "bfloat16")  # by range: float16 overflows where bfloat16 does not, and so does FP8
+_WIDEST_FIRST = ("float32", "bfloat16")  # by range of values; all other precisions, float16 and FP8, are narrower
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,10 @@ class ModelInfo:
     """A checkpoint in a backend.
 
     Attributes:
+        revision: The digest of the checkpoint's files.
         profile: Everything about the computation that changes pixels, such as "diffusers/bfloat16/compiled".
-        versions: The libraries that compute, name to version.
+        card: The model's defaults and limits, from the checkpoint's `sd35.json`.
+        versions: The versions of the libraries that compute, by name.
         created_s: When the checkpoint's directory was last modified, in seconds since 1970.
     """
 
@@ -33,12 +35,12 @@ class ModelInfo:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The name and profile. An engine finds the model by them."""
+        """The name and the profile, which identify the model in an engine."""
         return self.name, self.profile
 
     @property
     def skip_layers(self) -> SkipLayers | None:
-        """The card's skip-layer guidance. None if it has none, or if the backend cannot skip layers."""
+        """The card's settings of skip-layer guidance; None if it lacks them, or if the backend cannot skip layers."""
         return self.card.skip_layers if self.can_skip_layers else None
 
     @property
@@ -47,7 +49,7 @@ class ModelInfo:
         return _WIDEST_FIRST.index(self.precision) if self.precision in _WIDEST_FIRST else len(_WIDEST_FIRST)
 
     def check(self, request: Request, width_px: int, height_px: int) -> None:
-        """Raise InvalidRequest if the model cannot generate this size, or cannot skip layers for the request."""
+        """Raise InvalidRequest if the model cannot generate this size, or cannot skip layers as requested."""
         low, high = self.card.side_px
         for field, side_px in (("width", width_px), ("height", height_px)):
             if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
@@ -55,7 +57,7 @@ class ModelInfo:
         if scale := request.skip_layer_scale:
             if self.card.skip_layers is None:
                 raise InvalidRequest(
-                    "skip_layer_scale", scale, f"0, because the card of {request.model} names no layers to skip"
+                    "skip_layer_scale", scale, f"0, because the checkpoint {request.model} names no layers to skip"
                 )
             if not self.can_skip_layers:
                 raise InvalidRequest(

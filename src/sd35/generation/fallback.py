@@ -1,6 +1,7 @@
-"""Build missing graphs and engines in child processes, one after the other, while the fallback serves requests.
+"""Build missing ONNX graphs and TensorRT engines in child processes while the fallback serves requests.
 
-Serving never imports the code that builds them. A child process runs the command that the error names.
+The fallback is a second backend that serves a model until the files of the first one are built. The serving process
+does not import the code that builds them: a child process runs the command that `NotCompiled` names.
 """
 
 import os
@@ -23,30 +24,31 @@ from sd35.settings import PREFIX, Settings
 
 _LAST_LINES = 5  # of a failed child's output, for the error
 _TERMINATE_S = 10.0  # for a child to exit after SIGTERM
-_JOIN_S = 1.0  # for the thread to end; `stop` does not wait longer for it to load a model
+_JOIN_S = 1.0  # for the thread to end; if it is loading a model, `stop` does not wait longer for it
 Command: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
 def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
-    """Return the command line of `sd35` with `arguments` and the settings' flags for files, device and threads."""
+    """Return the command line that runs `sd35` with `arguments` and the files, device and threads of `settings`."""
     flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
     flags += [f"--weights={path}" for path in settings.weights]
     flags += [f"--registry={settings.registry}"] if settings.registry else []
     flags += [f"--base-checkpoint={settings.base_checkpoint}"] if settings.base_checkpoint else []
     flags += ["--offline"] if settings.offline else []
+    # -P: a file in the working directory must not replace a module of Python.
     return [sys.executable, "-P", "-c", "from sd35.cli import main; main()", *arguments, *flags]
 
 
 class FallbackBuilder:
-    """Builds missing graphs or engines, opens each built model, and passes it to `swap`. Runs in a thread.
+    """Builds missing graphs or engines, loads each built model, and replaces its fallback. Runs in a thread.
 
     Failures are logged and counted in `failures`, and the fallback stays in use.
 
     Args:
-        pending: The checkpoints to build.
-        command: Returns the command line for arguments of `sd35`.
-        open_model: Loads a built checkpoint. Raises NotCompiled if a file is missing.
-        swap: Replaces the fallback by the loaded model. Raises Overloaded if it should be called again later.
+        pending: The checkpoints to build, one after the other.
+        command: Returns the command line that runs `sd35` with the given arguments.
+        open_model: Loads a built checkpoint. Raises NotCompiled if a graph or an engine is missing.
+        swap: Replaces the fallback by the loaded model. Raises Overloaded if it must be called again later.
     """
 
     def __init__(
@@ -59,19 +61,19 @@ class FallbackBuilder:
         self._pending, self._command, self._open_model, self._swap = pending, command, open_model, swap
         self._began_s = self._ended_s = 0.0
         self.failures = 0
-        self._lock = threading.Lock()  # so that no child starts after `stop`
+        self._lock = threading.Lock()  # held to start or end a child, so that none starts after `stop`
         self._child: subprocess.Popen[str] | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="building", daemon=True)
+        self._thread = threading.Thread(target=self._build_all, name="building", daemon=True)
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread runs, so that another swap may follow."""
+        """Whether the thread still runs, because models are left to build."""
         return self._thread.is_alive()
 
     @property
     def took_s(self) -> float:
-        """Seconds from the start to the last swap, or until now."""
+        """Seconds from the start to the end of the thread, or until now if it still runs."""
         return (time.monotonic() if self.is_running else self._ended_s) - self._began_s
 
     def start(self) -> None:
@@ -80,15 +82,16 @@ class FallbackBuilder:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the child process and start no other. Loading a model cannot be interrupted."""
+        """End the child process, and start no others. A model that is being loaded is loaded to its end."""
         with self._lock:
             self._stopping.set()
             if self._child:
-                _end(self._child)
-        if self._thread.ident:
+                _end_process_group(self._child)
+        if self._thread.ident:  # it was started
             self._thread.join(_JOIN_S)
 
-    def _run(self) -> None:
+    def _build_all(self) -> None:
+        """Build the pending checkpoints and swap to them. An error ends one checkpoint and not the others."""
         for checkpoint in self._pending:
             log = structlog.get_logger().bind(model=checkpoint.name)
             try:
@@ -96,36 +99,43 @@ class FallbackBuilder:
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
-                    log.exception("building failed; the fallback stays in use", error=str(error))
+                    log.exception("building failed; the fallback stays in use until a restart", error=str(error))
         self._ended_s = time.monotonic()
 
     def _build_and_swap(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
-        """Build what is missing, open the model, and swap to it."""
-        model = self._opened(checkpoint, log)
+        """Build the missing files of a checkpoint, load its model, and replace the fallback by it."""
+        model = self._build_and_open(checkpoint, log)
         while not self._stopping.is_set():
             try:
                 self._swap(model)
             except Overloaded as error:  # the queue is full, and the swap needs to generate a first image
                 self._stopping.wait(error.retry_after_s)
             else:
-                log.info("swapped", profile=model.profile, after_s=round(self.took_s, 3))
+                log.info("the built model replaced its fallback", profile=model.profile, after_s=round(self.took_s, 3))
                 return
 
-    def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
-        """Open the model. If graphs or engines are missing, build them first. Raises BuildFailed."""
-        built: list[tuple[str, ...]] = []
+    def _build_and_open(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
+        """Load the model of a checkpoint. Before that, build its graphs or engines if they are missing.
+
+        Raises BuildFailed if a build fails, or if files are still missing after it.
+        """
+        built: list[tuple[str, ...]] = []  # the arguments of the builds so far
         while True:
             try:
                 return self._open_model(checkpoint)
             except NotCompiled as error:
                 if error.arguments in built:
-                    raise BuildFailed(f"the build did not produce the missing files: {error}") from error
+                    raise BuildFailed(f"the build succeeded but did not produce its files: {error}") from error
                 built.append(error.arguments)
                 self._build(error.arguments, log)
 
     def _build(self, arguments: Sequence[str], log: structlog.typing.FilteringBoundLogger) -> None:
-        """Run a build in a child process, and log its output. Raises BuildFailed."""
+        """Run a build in a child process, and log its output.
+
+        Raises BuildFailed if the child fails, or if `stop` was called. `_build_all` does not log the latter.
+        """
         command = self._command(arguments)
+        # The flags of the command have the settings. A variable could contradict them.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with self._lock:
             if self._stopping.is_set():
@@ -138,23 +148,26 @@ class FallbackBuilder:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # so that Ctrl-C does not reach it: `stop` ends it
+                start_new_session=True,  # Ctrl-C in the terminal must not reach it, because `stop` ends it
             )
-        log.info("building", command=" ".join(["sd35", *arguments]), pid=child.pid)
+        log.info("building missing files", command=" ".join(["sd35", *arguments]), pid=child.pid)
         last: deque[str] = deque(maxlen=_LAST_LINES)
         with child:
             assert child.stdout
             for line in child.stdout:
-                log.info("building", output=line.rstrip())
+                log.info("output of the build", output=line.rstrip())
                 last.append(line)
         if child.returncode:
-            raise BuildFailed(f"sd35 {' '.join(arguments)} ended with {child.returncode}: {''.join(last).strip()}")
+            output = "".join(last).strip()
+            raise BuildFailed(
+                f"`sd35 {' '.join(arguments)}` exited with code {child.returncode}; its last output: {output}"
+            )
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """End a child and its own children: by SIGTERM, and by SIGKILL after `_TERMINATE_S`."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _end_process_group(child: subprocess.Popen[str]) -> None:
+    """End a child and the processes that it started: by SIGTERM, and by SIGKILL after `_TERMINATE_S`."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(child.pid, number)
+                os.killpg(child.pid, signal_number)
                 child.wait(_TERMINATE_S)

@@ -1,4 +1,4 @@
-"""The served models: resolve and submit requests, and encode images as PNG files."""
+"""The served models: complete and submit requests, and encode images as PNG files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ from sd35.request import SIZE_MULTIPLE_PX, Request
 
 
 class EncodedImage(NamedTuple):
-    """An image as a PNG file, the record in it, and its pixels."""
+    """An image as a PNG file, the record in the file (the request and the versions), and the pixels."""
 
     png: bytes
     record: Record
@@ -34,11 +34,13 @@ class EncodedImage(NamedTuple):
 class ModelPool:
     """The models of an engine by name. The first is the default.
 
-    A model may be loaded in several profiles. New requests use the profile in `models`; requests that were resolved
-    earlier keep theirs.
+    An engine may have one model in several profiles. A profile is the backend, the precision and whatever else changes
+    the pixels. New requests use the profile of the model in `models`. Earlier requests keep theirs.
 
     Attributes:
-        fallback_builder: Replaces models by faster profiles while the service runs. None if nothing is to be built.
+        models: The model for new requests, by name.
+        fallback_builder: Builds models whose graphs or engines are missing while their fallbacks serve requests. None
+            if nothing is missing.
     """
 
     fallback_builder: FallbackBuilder | None = None
@@ -56,32 +58,35 @@ class ModelPool:
         self.engine.close()
 
     def resolve(self, params: GenerationParams) -> Request:
-        """Return a request for one of these models. Raises UnknownModel, InvalidRequest."""
+        """Return the complete request for the parameters of a call.
+
+        Raises UnknownModel, or InvalidRequest if the model cannot generate the image.
+        """
         request = resolve(params, self.models)
-        self._check(request, self.models[request.model])
+        self._check_request(request, self.models[request.model])
         return request
 
     def tokens_of(self, request: Request) -> tuple[int, int] | None:
-        """Return the numbers of tokens of the prompt (T5) and of the image (patches) that the transformer computes.
+        """Return the number of T5 tokens of a prompt, and of image tokens (patches) that the transformer computes.
 
         None if the request's model is no longer served.
         """
-        model = self._loaded(request)
+        model = self._find_loaded(request)
         if model is None:
             return None
         width_px, height_px = self._generated_size(request, model)
         return self.tokenizers[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
-        """Return the request unchanged if its revision and profile are loaded, else with the model's current ones.
+        """Return an earlier request, with the model's current revision and profile if its own are not loaded.
 
-        Raises UnknownModel, InvalidRequest.
+        Raises UnknownModel, or InvalidRequest if the model cannot generate the image.
         """
-        model = self._loaded(request)
+        model = self._find_loaded(request)
         if model is None or model.revision != request.revision:
             model = find_model(self.models, request.model)
             request = replace(request, revision=model.revision, profile=model.profile)
-        self._check(request, model)
+        self._check_request(request, model)
         return request
 
     def submit(
@@ -93,22 +98,23 @@ class ModelPool:
         priority: int = 0,
         previews: bool = False,
     ) -> Handle:
-        """Submit a request to the engine. Raises InvalidRequest, Overloaded, NotReady."""
-        model = self._loaded(request)
+        """Submit a request that `resolve` or `renewed` has returned. See `Engine.submit` for arguments and errors."""
+        model = self._find_loaded(request)
         assert model, request.profile
         work = Work(request, *self._generated_size(request, model), client, priority)
         return self.engine.submit(work, on_progress, previews=previews)
 
     def encode(self, generated: GeneratedImage) -> EncodedImage:
-        """Encode an image as a PNG file with its record, enlarged to the requested size. CPU-bound."""
+        """Encode an image as a PNG file with its record, after enlarging it to the requested size. CPU-bound."""
         request, pixels = generated.request, generated.pixels
-        model = self._loaded(request)
+        model = self._find_loaded(request)
         assert model, request.profile
         height, width, _ = pixels.shape
         versions = {"sd35": own_version(), **model.versions}
         if (width, height) != (request.width, request.height):
             from PIL import __version__ as pillow_version
 
+            # Pillow enlarges the image, so its version affects the pixels.
             versions["pillow"] = pillow_version
             pixels = enlarge(pixels, request.width, request.height)
         prompts = {"prompt": request.prompt}
@@ -128,36 +134,41 @@ class ModelPool:
         return EncodedImage(write_png(pixels, record.to_text()), record, pixels)
 
     def warm_up(self) -> None:
-        """Generate the smallest image with each model and profile, because runtimes do some work at the first call.
+        """Generate a small image with each model and profile, because the first call of a runtime is slow.
 
-        Raises GenerationFailed.
+        Raises GenerationFailed if an image has a numerical failure or another error.
         """
         for model in self.engine.models:
             self._warm_up(model)
 
     def swap(self, model: ModelInfo) -> None:
-        """Generate a first image with a model of the engine, then use it for new requests.
+        """Generate a first image with a model of the engine, then use the model for new requests.
 
-        Requests that were resolved earlier keep their profile. Raises GenerationFailed, Overloaded, NotReady.
+        Earlier requests keep their profile. Raises GenerationFailed if the first image fails, Overloaded or NotReady if
+        the engine does not accept it.
         """
         self._warm_up(model)
         self.models = {**self.models, model.name: model}
 
     def _warm_up(self, model: ModelInfo) -> None:
+        """Generate an image of the smallest size in one step."""
         side_px = model.card.side_px[0]
         params = GenerationParams(" ", width=side_px, height=side_px, steps=1, seed=0)
         generated = self.submit(resolve(params, {model.name: model})).future.result()
-        if generated.request.profile != model.profile:
-            raise GenerationFailed(f"the first image of {model.name} in {model.profile} had a numerical failure")
+        if generated.request.profile != model.profile:  # the engine retried it in another profile
+            raise GenerationFailed(
+                f"the first image of {model.name} in {model.profile} had a numerical failure; set a wider `precision`"
+            )
 
-    def _loaded(self, request: Request) -> ModelInfo | None:
-        """Return the model and profile of a request, or None if the engine does not have them."""
+    def _find_loaded(self, request: Request) -> ModelInfo | None:
+        """Return the engine's model with the name and profile of a request, or None."""
         key = request.model, request.profile
         return next((model for model in self.engine.models if model.key == key), None)
 
     def _generated_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
-        """Return (width, height) in pixels to generate at: as requested, or smaller if the model requires it."""
+        """Return the size (width, height) to generate at: as requested, or smaller if the image is then enlarged."""
         return generated_size(request.width, request.height, model.card, self.max_pixels)
 
-    def _check(self, request: Request, model: ModelInfo) -> None:
+    def _check_request(self, request: Request, model: ModelInfo) -> None:
+        """Raise InvalidRequest if the model cannot generate the image, or if the image exceeds `max_pixels`."""
         model.check(request, *self._generated_size(request, model))

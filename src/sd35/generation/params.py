@@ -1,4 +1,4 @@
-"""The parameters of a call, and their resolution to a fully specified request."""
+"""The parameters of a call, and the complete request that they become."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,10 @@ from sd35.request import SEED, Request
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """The parameters of a call to any API. None means the default of the model's card, or a random `seed`."""
+    """The parameters of a call to any API. None takes the model's default, or draws a random `seed`.
+
+    A checkpoint's card, the file `sd35.json`, has the defaults of its model.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -27,11 +30,12 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class ModelAliases:
-    """Names of other services' models that this service accepts.
+    """Names of other services' models, and the models that this service uses instead.
 
     Attributes:
-        aliases: Alias to served name. "" is the default model.
-        is_strict: Whether to refuse requests that need a substitute: aliases, and samplers that do not exist here.
+        aliases: The name of a served model by alias; "" is the default model.
+        is_strict: Whether to refuse requests that need a substitute: for a model by its alias, or for a sampler that
+            does not exist here.
     """
 
     aliases: Mapping[str, str]
@@ -39,9 +43,9 @@ class ModelAliases:
 
     @classmethod
     def of(cls, listed: Sequence[str], *, is_strict: bool) -> Self:
-        """Parse the aliases of the settings: NAME, or NAME=CHECKPOINT."""
-        parts = [each.partition("=") for each in listed]
-        return cls({name.strip(): served.strip() for name, _, served in parts}, is_strict)
+        """Parse the setting `model_aliases`. Each item is NAME, for the default model, or NAME=CHECKPOINT."""
+        parts = [item.partition("=") for item in listed]
+        return cls({alias.strip(): served.strip() for alias, _, served in parts}, is_strict)
 
     def check(self, models: Mapping[str, ModelInfo]) -> None:
         """Raise InvalidSetting if an alias names a model that is not served."""
@@ -50,20 +54,24 @@ class ModelAliases:
                 raise InvalidSetting(f"model_aliases: got '{alias}={name}'; allowed after '=': {', '.join(models)}")
 
     def served(self, name: str | None, models: Mapping[str, ModelInfo]) -> str | None:
-        """Return the served name of a requested one: None for the default model; unknown names stay as they are."""
+        """Return the name of the model to use for a requested name. None stands for the default model.
+
+        An alias becomes the name of its model, but not if `is_strict`. Other names are returned unchanged, even if no
+        such model is served.
+        """
         if name is None or name in models or self.is_strict:
             return name
         return self.aliases.get(name, name) or None
 
 
 def series(params: GenerationParams, count: int) -> list[GenerationParams]:
-    """Return `count` copies with consecutive seeds. The largest seed is followed by 0."""
+    """Return `count` copies of `params` with consecutive seeds. After the largest seed, they continue from 0."""
     first = draw_seed() if params.seed is None else params.seed
     return [replace(params, seed=(first + index) % (SEED[1] + 1)) for index in range(count)]
 
 
 def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
-    """Return the named model, or the first one for None. Raises UnknownModel."""
+    """Return the named model, or the first one for None. Raises UnknownModel if the name is not served."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -72,10 +80,14 @@ def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
 
 
 def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Request:
-    """Fill in the model, the card's defaults and the seed. Raises UnknownModel, InvalidRequest."""
+    """Return the request in which the model, its defaults and the seed replace missing parameters.
+
+    Raises UnknownModel if the model is not served, InvalidRequest if a value is out of range.
+    """
     model = find_model(models, params.model)
     card = model.card
-    skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0
+    default_skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0
+    skip_layer_scale = default_skip_layer_scale if params.skip_layer_scale is None else params.skip_layer_scale
     return Request(
         prompt=params.prompt,
         negative_prompt=params.negative_prompt,
@@ -87,7 +99,7 @@ def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Reques
         model=model.name,
         revision=model.revision,
         profile=model.profile,
-        skip_layer_scale=float(skip_layer_scale if params.skip_layer_scale is None else params.skip_layer_scale),
+        skip_layer_scale=float(skip_layer_scale),
     )
 
 

@@ -1,4 +1,7 @@
-"""Replay: generate an image again from the record in its file, and compare the two."""
+"""Replay: generate an image again from its file, and compare the two.
+
+The record in the file has the request of the image and the versions that generated it. See images/record.py.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +13,7 @@ from sd35.engine.base import OnProgress
 from sd35.errors import NotReplayable
 from sd35.generation.model_pool import EncodedImage, ModelPool
 from sd35.images.png import read_png
-from sd35.images.record import Maker
+from sd35.images.record import USE_ORIGINAL, Maker
 from sd35.images.texts import format_of, read_record
 
 MAX_DIFFERENCE = 2  # of 255, at any pixel: the tolerance between backends
@@ -18,7 +21,14 @@ MEAN_DIFFERENCE = 0.1  # of 255, over all pixels
 
 
 class Verdict(NamedTuple):
-    """The result of a replay. Differences are out of 255. `changed` lists changes since the file was generated."""
+    """The result of a replay: how much the new image differs from the one in the file.
+
+    Attributes:
+        outcome: "same image" if the pixels differ within the tolerance.
+        max_difference: The largest difference of a value, out of 255. None if the images differ in size.
+        mean_difference: The mean difference over all values, out of 255. None if the images differ in size.
+        changed: The changes since the file was generated, for example of a version.
+    """
 
     outcome: Literal["same bytes", "same image", "different"]
     max_difference: int | None
@@ -35,20 +45,21 @@ def read_stored_image(png: bytes) -> EncodedImage:
     """Read an image's PNG file. Raises NotReplayable if it has no record, or if the file is of another format."""
     image_format = format_of(png)
     if image_format is None:
-        raise NotReplayable("it is not a PNG file")
+        raise NotReplayable(f"it is not a PNG file; {USE_ORIGINAL}")
     record = read_record(png)
     if image_format != "png":
         raise NotReplayable(
-            f"it is a {image_format.upper()} file, so its pixels are not exact: replay the PNG file of"
-            f" {record.request.digest} instead"
+            f"it is a {image_format.upper()} file, so its pixels are not exact; use the PNG file of the"
+            f" image {record.request.digest}"
         )
     return EncodedImage(png, record, read_png(png)[0])
 
 
 def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
-    """Generate the image again with the model's current profile, and compare.
+    """Generate the image again with the model's current revision and profile, and compare the two.
 
-    Raises UnknownModel or InvalidRequest if it cannot be generated here, and GenerationFailed.
+    The pool must serve the image's model. Raises InvalidRequest if the model cannot generate the image here, and
+    GenerationFailed.
     """
     original = stored_image.record.request
     model = pool.models[original.model]
@@ -61,19 +72,22 @@ def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress 
         return Verdict("same bytes", 0, 0.0, changed)
     pixels = generated.pixels
     if pixels.shape != stored_image.pixels.shape:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (stored_image.pixels.shape, pixels.shape)]
-        return Verdict("different", None, None, [f"size: {sizes[0]} in the file, {sizes[1]} by its request", *changed])
-    differences = np.abs(pixels.astype(np.int16) - stored_image.pixels)
+        (height, width, _), (new_height, new_width, _) = stored_image.pixels.shape, pixels.shape
+        size = f"size: {width}x{height} in the file, {new_width}x{new_height} by its request"
+        return Verdict("different", None, None, [size, *changed])
+    differences = np.abs(pixels.astype(np.int16) - stored_image.pixels)  # uint8 would wrap around
     largest, mean = int(differences.max()), float(differences.mean())
     is_same = largest <= MAX_DIFFERENCE and mean <= MEAN_DIFFERENCE
     return Verdict("same image" if is_same else "different", largest, mean, changed)
 
 
 def _changes(then: Maker, now: Maker) -> Iterator[str]:
-    for what in ("revision", "backend", "precision"):
-        before, after = getattr(then, what), getattr(now, what)
+    """Yield a description of each difference between the conditions of two generations."""
+    labels = {"revision": "checkpoint revision", "backend": "backend", "precision": "precision"}
+    for field, label in labels.items():
+        before, after = getattr(then, field), getattr(now, field)
         if before != after:
-            yield f"{'checkpoint ' if what == 'revision' else ''}{what}: {before[:12]} then, {after[:12]} now"
+            yield f"{label}: {before[:12]} then, {after[:12]} now"  # enough of a digest to tell two apart
     for name in sorted(then.versions.keys() | now.versions.keys()):
         before, after = then.versions.get(name, "not used"), now.versions.get(name, "not used")
         if before != after:

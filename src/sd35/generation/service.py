@@ -1,4 +1,4 @@
-"""Generate and store the image of a resolved request. A request that several callers send is generated once.
+"""Generate and store the image of a complete request. If several callers send the same request, it is generated once.
 
 Synchronous calls and jobs both use this. An image is cancelled when its last caller is cancelled.
 """
@@ -27,11 +27,14 @@ from sd35.storage.names import name_of
 from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import ThreadPool
 
-_THREADS = 32
+_THREADS = 32  # mostly waiting: for the content filter or the image store
 
 
 class Requester(NamedTuple):
-    """A caller: the `owner` of the image, and the `client` for fair queueing."""
+    """A caller: the API key that will own the image, the client for fair queueing, and the priority of its image.
+
+    `owner` is "" without API keys.
+    """
 
     owner: str = ""
     client: Hashable = None
@@ -43,12 +46,12 @@ class GenerationResult:
     """An image's PNG file, and how it was generated.
 
     Attributes:
-        request: The request that generated it.
-        maker: The versions that generated it. None if it is blurred, because such a file has no record.
-        stages: Empty for an image from the store.
-        was_cached: Whether it was in the store.
-        was_shared: Whether another caller's request, in flight at the same time, generated it.
-        unstored: The error if it could not be stored.
+        request: The request that generated the image.
+        maker: The versions that generated the image. None if the image is blurred, because its file has no record.
+        stages: The times of queueing, encoding and so on. Empty for an image from the store.
+        was_cached: Whether the image was in the store.
+        was_shared: Whether the image was already being generated for another caller.
+        unstored: The error if the image could not be stored, else None.
     """
 
     request: Request
@@ -61,25 +64,27 @@ class GenerationResult:
 
     @property
     def is_blurred(self) -> bool:
-        """Whether the content filter blurred it."""
+        """Whether the content filter blurred the image."""
         return self.maker is None
 
     @property
     def cache(self) -> Literal["hit", "shared", "miss"]:
-        """Whether it was in the store ("hit"), generated for another caller meanwhile ("shared"), or new ("miss")."""
-        return "hit" if self.was_cached else "shared" if self.was_shared else "miss"
+        """The source of the image: the store ("hit"), another caller's generation ("shared"), or a new one ("miss")."""
+        if self.was_cached:
+            return "hit"
+        return "shared" if self.was_shared else "miss"
 
     @property
     def name(self) -> str:
-        """Its name in the store."""
+        """The name of the file in the store."""
         return name_of(self.request.digest, is_blurred=self.is_blurred)
 
 
 class ImageProgress(NamedTuple):
     """The progress of an image: `step` of `steps` evaluations are done.
 
-    `preview` returns the image so far, one pixel for each latent position, blurred if the content filter does not allow
-    it. It calls the filter, which may block, so call it on a thread.
+    `preview` computes the image so far, one pixel for each latent position, and blurs it if the content filter says so.
+    Call it on a thread, because the filter may block.
     """
 
     step: int
@@ -94,37 +99,40 @@ OnProgress: TypeAlias = Callable[[ImageProgress], None]
 class _InFlight:
     """An image that is being generated, and its callers."""
 
-    callers: int = 0
-    previews: bool = False
+    callers: int = 0  # how many wait for the image
+    previews: bool = False  # whether a caller requested previews
     listeners: list[OnProgress] = field(default_factory=list)
-    task: asyncio.Task[GenerationResult] | None = None
-    handle: Handle | None = None
+    task: asyncio.Task[GenerationResult] | None = None  # generates and stores the image
+    handle: Handle | None = None  # the image in the engine, once it is submitted
 
     def report(self, progress: ImageProgress) -> None:
+        """Call the listeners. Runs on the event loop."""
         for listener in tuple(self.listeners):
             listener(progress)
 
 
 def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
-    """Return the stored file of a request as a result. Its request is that of the file's record, if the file has one.
+    """Return a file from the store as the result of a request, with the request and the versions in its record.
 
-    None if another version of this project wrote the record and this one cannot read it.
+    A blurred file has no record, so its result has the given `request`. Returns None if the record cannot be read, for
+    example because another version of this project wrote it.
     """
     if is_blurred:
         return GenerationResult(request, png, None, was_cached=True)
     try:
         record = read_record(png)
     except NotReplayable as error:
-        structlog.get_logger().warning("a stored image cannot be read", digest=request.digest, reason=str(error))
+        log = structlog.get_logger()
+        log.warning("a stored image cannot be read and is not used", digest=request.digest, reason=str(error))
         return None
     return GenerationResult(record.request, png, record.maker, was_cached=True)
 
 
 class GenerationService:
-    """Generates images, on an event loop. Blocking calls run on threads.
+    """Generates and stores images, on an event loop. Blocking calls run on its own threads.
 
-    Queries of the database, such as for API keys, have other threads, so that a slow content filter or image store does
-    not delay them.
+    Queries of the database, such as for API keys, run on other threads, because a slow content filter or image store
+    must not delay them.
     """
 
     def __init__(
@@ -141,15 +149,17 @@ class GenerationService:
     ) -> GenerationResult:
         """Return the image of a request: from the store, from a generation in flight, or newly generated.
 
-        If the last caller is cancelled, so is the image.
+        `on_progress` is called on the event loop after each step. With `previews`, the progress includes them, for all
+        callers of the same request. The image is cancelled when all callers that wait for it are cancelled.
 
-        Raises ContentRefused, InvalidRequest, Overloaded, NotReady, GenerationFailed.
+        Raises ContentRefused if the content filter refuses the prompt or the image, GenerationFailed if the generation
+        fails, and the errors of `Engine.submit`.
         """
         in_flight = self._in_flight.get(request.digest)
         is_first = in_flight is None
         if in_flight is None:
             in_flight = self._in_flight[request.digest] = _InFlight()
-            in_flight.task = asyncio.get_running_loop().create_task(self._run(in_flight, request, requester))
+            in_flight.task = asyncio.get_running_loop().create_task(self._obtain(in_flight, request, requester))
             in_flight.task.add_done_callback(lambda _: self._forget(request.digest, in_flight))
         assert in_flight.task
         in_flight.callers += 1
@@ -158,7 +168,7 @@ class GenerationService:
         if previews:
             self.send_previews(request.digest)
         try:
-            result = await asyncio.shield(in_flight.task)
+            result = await asyncio.shield(in_flight.task)  # one cancelled caller must not cancel the task for others
         finally:
             in_flight.callers -= 1
             if on_progress:
@@ -173,7 +183,7 @@ class GenerationService:
         return result
 
     def send_previews(self, digest: str) -> None:
-        """Send previews to all listeners of a request in flight from now on."""
+        """Send previews from now on to all callers of the request with this digest, if it is in flight."""
         in_flight = self._in_flight.get(digest)
         if in_flight:
             in_flight.previews = True
@@ -181,7 +191,7 @@ class GenerationService:
                 self.pool.engine.send_previews(in_flight.handle)
 
     async def store(self, result: GenerationResult, owner: str) -> GenerationResult:
-        """Try again to store a result that could not be stored."""
+        """Try again to store a result that could not be stored. Return it with the new value of `unstored`."""
         return replace(result, unstored=await self.threads.run(self._store, result, owner))
 
     async def wait_for_running(self, timeout_s: float) -> None:
@@ -191,13 +201,14 @@ class GenerationService:
             await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
 
     def _forget(self, digest: str, in_flight: _InFlight) -> None:
+        """Remove an image that has ended or is cancelled, unless a newer one with the digest has taken its place."""
         if self._in_flight.get(digest) is in_flight:
             del self._in_flight[digest]
         if in_flight.task and in_flight.task.done() and not in_flight.task.cancelled():
             in_flight.task.exception()  # asyncio warns about exceptions that are never retrieved
 
-    async def _run(self, in_flight: _InFlight, request: Request, requester: Requester) -> GenerationResult:
-        """Check the prompt, find the image in the store, generate it, encode it, and store it."""
+    async def _obtain(self, in_flight: _InFlight, request: Request, requester: Requester) -> GenerationResult:
+        """Check the prompt, and return the image from the store. If missing, generate, encode and store the image."""
         decision, stored = await self.threads.run(self._check_prompt_and_find, request, requester.owner)
         if stored:
             return stored
@@ -206,20 +217,22 @@ class GenerationService:
             return await self.threads.run(self._encode_and_store, generated, requester.owner, decision)
 
     def _check_prompt_and_find(self, request: Request, owner: str) -> tuple[Decision, GenerationResult | None]:
-        decision = self._decided("prompt", lambda: prompt_decision(self._filter, request))
-        return decision, self._find(request, owner, decision)
+        """Return the filter's decision on the prompt, and the stored image or None. Raises ContentRefused."""
+        decision = self._decide("prompt", lambda: prompt_decision(self._filter, request))
+        return decision, self._find_stored(request, owner, decision)
 
-    def _find(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
-        """Return the stored image, or None. An unavailable store counts as empty, and a damaged file as missing."""
+    def _find_stored(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
+        """Return the stored image, and add its owner; None if it is missing or damaged, or the store unavailable."""
         blurred_or_not = [True] if decision is Decision.BLUR else [False, True]
         try:
             for is_blurred in blurred_or_not:
                 png = self.images.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
-                    found = stored_result(request, png, is_blurred=is_blurred)
-                    return found and replace(found, unstored=self._store(found, owner, was_stored=True))
+                    result = stored_result(request, png, is_blurred=is_blurred)
+                    return result and replace(result, unstored=self._store(result, owner, was_stored=True))
         except StoreUnavailable as error:
-            structlog.get_logger().warning("the image store does not answer", reason=str(error))
+            log = structlog.get_logger()
+            log.warning("the image store does not answer; the image is generated again", reason=str(error))
         except DamagedFile:  # `ImageStore.get` has logged it; the new file will replace it
             return None
         return None
@@ -227,9 +240,11 @@ class GenerationService:
     async def _generate(
         self, in_flight: _InFlight, request: Request, requester: Requester, decision: Decision
     ) -> GeneratedImage:
+        """Submit a request to the engine, and report its progress. Cancelling this cancels the image."""
         loop = asyncio.get_running_loop()
 
-        def report(progress: Progress) -> None:
+        def report_progress(progress: Progress) -> None:
+            """Send a step to the listeners, from a thread of the engine to the event loop."""
             if in_flight.listeners:
                 preview = None
                 if progress.preview is not None:
@@ -238,43 +253,43 @@ class GenerationService:
                 loop.call_soon_threadsafe(in_flight.report, shown)
 
         handle = in_flight.handle = self.pool.submit(
-            request, report, client=requester.client, priority=requester.priority, previews=in_flight.previews
+            request, report_progress, client=requester.client, priority=requester.priority, previews=in_flight.previews
         )
         try:
             return await asyncio.wrap_future(handle.future)
         except asyncio.CancelledError:
-            if in_flight.callers:  # callers still wait, so it was the engine that cancelled: it is closing
+            if in_flight.callers:  # callers still wait, so the engine has cancelled the image: it is closing
                 raise NotReady("closing", CLOSING_RETRY_S) from None
             raise
         finally:
             self.pool.engine.cancel(handle)  # no effect on a finished image
 
     def _encode_and_store(self, generated: GeneratedImage, owner: str, decision: Decision) -> GenerationResult:
-        """Encode and store the image, blurred if the filter's decision on the prompt or on the image is to blur."""
+        """Encode and store an image. It is blurred if the filter decides to blur for the prompt or for the image."""
         began_s = time.monotonic()
         encoded = self.pool.encode(generated)
-        on_image = self._decided("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
+        on_image = self._decide("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
         is_blurred = Decision.BLUR in {decision, on_image}
         png = write_png(blurred(encoded.pixels), {}) if is_blurred else encoded.png
         encoded_s = time.monotonic()
         result = GenerationResult(encoded.record.request, png, None if is_blurred else encoded.record.maker)
         unstored = self._store(result, owner)
-        last = (Stage("png", began_s, encoded_s), Stage("store", encoded_s, time.monotonic()))
-        stages = (*generated.stages, *last)
+        ended_s = time.monotonic()
+        stages = (*generated.stages, Stage("png", began_s, encoded_s), Stage("store", encoded_s, ended_s))
         self.telemetry.image_generated(result.request, stages)
         return replace(result, stages=stages, unstored=unstored)
 
-    def _decided(self, subject: Literal["prompt", "image"], decide: Callable[[], Decision]) -> Decision:
-        """Return the filter's decision, and count it. An exception counts as a refusal."""
+    def _decide(self, subject: Literal["prompt", "image"], ask_filter: Callable[[], Decision]) -> Decision:
+        """Return the filter's decision, and count it in the metrics. If the filter raises, count a refusal."""
         decision = Decision.REFUSE
         try:
-            decision = decide()
+            decision = ask_filter()
         finally:
             self.telemetry.metrics.filter_decided(subject, decision)
         return decision
 
     def _store(self, result: GenerationResult, owner: str, *, was_stored: bool = False) -> StoreUnavailable | None:
-        """Store the file with its owner. Return the error if that fails."""
+        """Store the file with its owner, or only the owner if the file `was_stored`. Return the error if that fails."""
         try:
             self.images.add(result.name, result.request.digest, owner, result.png, was_stored=was_stored)
         except StoreUnavailable as error:

@@ -1,4 +1,7 @@
-"""Encode a PNG file in another format, with its record."""
+"""Encode a PNG file in another format, with its record.
+
+The record is the metadata of an image: its request, and the versions that generated it. See record.py.
+"""
 
 import asyncio
 import io
@@ -10,9 +13,9 @@ from sd35.images.formats import Format, check_quality
 from sd35.images.png import read_png, without_text
 from sd35.images.xmp import to_segments, to_xmp
 
-# Each format has its own quality scale. At these values, the error of an image is about the same. All options favour
-# speed, because twice the time saves only a twentieth of the bytes. JPEG stores colours at full resolution, because at
-# half resolution the hard edges of saturated colours are the most visible loss.
+# Each format has its own quality scale. At these values, the error of an image is about the same in all formats. All
+# options favour speed, because twice the time saves only a twentieth of the bytes. JPEG stores colours at full
+# resolution (`subsampling` 0), because half the resolution visibly blurs the edges of saturated colours.
 _OPTIONS: dict[Format, dict[str, Any]] = {
     Format.JPEG: {"quality": 90, "subsampling": 0},
     Format.WEBP: {"quality": 90, "method": 0},
@@ -21,7 +24,7 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 
 
 def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """Encode a PNG file in another format, with or without its record. CPU-bound unless the format is PNG.
+    """Encode a PNG file in another format, with or without its record. CPU-bound, except for PNG.
 
     Args:
         png: A PNG file of this project.
@@ -46,7 +49,7 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
 
 
 async def encode_async(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """Call `encode` without blocking the event loop."""
+    """Call `encode` without blocking the event loop: on a thread, or directly if it only copies a PNG file."""
     if output_format is Format.PNG:
         return encode(png, output_format, has_metadata=has_metadata)
     return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata, quality=quality)

@@ -12,7 +12,7 @@ _WEIGHT = re.compile(r"[01](\.\d*)?", re.ASCII)
 
 
 class Format(StrEnum):
-    """A file format by its name in requests. The lossless format comes first, then the others by encoding speed."""
+    """A file format, by its name in requests: first PNG, which is lossless, then the others by encoding speed."""
 
     PNG = "png"
     JPEG = "jpeg"
@@ -26,9 +26,11 @@ class Format(StrEnum):
 
 
 class FormatPreference(NamedTuple):
-    """The weight of a media type in an `Accept` header, and how specific the media range is that sets it.
+    """How much a client prefers a media type, according to its `Accept` header. A larger tuple is preferred.
 
-    A `weight` of 0 means not acceptable. `narrowness` is 2 for the type itself, 1 for `image/*`, and 0 for `*/*`.
+    Attributes:
+        weight: The weight (`q`) of the media range that covers the type: 0 (not acceptable) to 1.
+        narrowness: How specific that range is: 2 for the type itself, 1 for `image/*`, 0 for `*/*`.
     """
 
     weight: float
@@ -36,11 +38,11 @@ class FormatPreference(NamedTuple):
 
 
 def check_quality(output_format: Format, quality: int | None) -> None:
-    """Check that a format supports a quality. None is the default of the format. Raises InvalidRequest."""
+    """Raise InvalidRequest if a format does not support a quality. None, for the default, is always valid."""
     if quality is None:
         return
     if output_format is Format.PNG:
-        raise InvalidRequest("quality", quality, "none with png, because it is lossless")
+        raise InvalidRequest("quality", quality, "no quality with png, which is lossless")
     if not QUALITY[0] <= quality <= QUALITY[1]:
         raise InvalidRequest("quality", quality, f"{QUALITY[0]} to {QUALITY[1]}")
 
@@ -56,29 +58,31 @@ def negotiate(accept: str | None, output_format: Format | None) -> Format:
     if output_format is not None:
         return output_format
     weights = weights_of(accept)
-    preferences = {each: format_preference(weights, each.media_type) for each in Format}
-    best = max(Format, key=lambda each: preferences[each])
+    preferences = {candidate: format_preference(weights, candidate.media_type) for candidate in Format}
+    best = max(Format, key=lambda candidate: preferences[candidate])  # the first of equal ones
     if not preferences[best].weight:
-        raise NotAcceptable(accept or "", [each.media_type for each in Format])
+        raise NotAcceptable(accept or "", [candidate.media_type for candidate in Format])
     return best
 
 
 def weights_of(accept: str | None) -> Mapping[str, float]:
     """Return the weight of each media range in an `Accept` header. Without a header, `*/*` has weight 1."""
     ranges = _media_ranges(accept) if accept and accept.strip() else [("*/*", 1.0)]
-    return dict(sorted(ranges, key=lambda one: one[1]))  # sorted, so that the largest weight of duplicates counts
+    return dict(sorted(ranges, key=lambda pair: pair[1]))  # sorted, so that the largest weight of duplicates counts
 
 
 def format_preference(weights: Mapping[str, float], media_type: str) -> FormatPreference:
-    """Look up a media type in the weights of a header. The most specific matching range decides."""
+    """Return the preference for a media type, from the weights of a header. The most specific range decides."""
     ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
     narrowness = max((index for index, media_range in enumerate(ranges) if media_range in weights), default=0)
     return FormatPreference(weights.get(ranges[narrowness], 0.0), narrowness)
 
 
 def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:
+    """Yield each media range of an `Accept` header with its weight. Skips ranges with an invalid weight."""
     for element in accept.split(","):
         media_range, *parameters = (part.strip().lower() for part in element.split(";"))
-        weight = next((value for name, _, value in (one.partition("=") for one in parameters) if name == "q"), "1")
+        pairs = (parameter.partition("=") for parameter in parameters)
+        weight = next((value for name, _, value in pairs if name == "q"), "1")
         if _WEIGHT.fullmatch(weight) and float(weight) <= 1:
             yield media_range, float(weight)

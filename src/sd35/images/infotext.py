@@ -26,13 +26,13 @@ HASH_CHARS = 10
 _NEGATIVE = "Negative prompt:"
 _MIN_SETTINGS = 3  # a last line with fewer settings belongs to the prompt
 _NAME = re.compile(r"\w[\w /-]+")
-_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive, to avoid backtracking
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive quantifiers, so that matching takes linear time
 _SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
-_SPECIAL = re.compile(r'[,:\n]|^"')
+_NEEDS_QUOTES = re.compile(r'[,:\n]|^"')
 
 
 def infotext(request: Request, maker: Maker | None) -> str:
-    """Return the infotext of an image. `maker` is None for a blurred image."""
+    """Return the infotext of an image. `maker` holds the versions that generated it; None for a blurred image."""
     scale = request.guidance_scale
     settings = {
         "Steps": request.steps,
@@ -50,7 +50,7 @@ def infotext(request: Request, maker: Maker | None) -> str:
 
 
 def extras(request: Request, maker: Maker | None) -> dict[str, object]:
-    """Return the settings that only this project has. Each is included only if it applies to the image."""
+    """Return the settings, by name, that AUTOMATIC1111 does not have. Each is included only if it has an effect."""
     settings: dict[str, object] = {}
     if request.skip_layer_scale:
         settings["Skip layer scale"] = request.skip_layer_scale
@@ -65,26 +65,27 @@ def extras(request: Request, maker: Maker | None) -> dict[str, object]:
 
 
 def format_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
-    """Format prompts and settings. Values that the parser would otherwise misread are quoted as JSON."""
+    """Return an infotext. Values that its parser would otherwise misread are quoted as JSON."""
     negative = f"\n{_NEGATIVE} {negative_prompt}" if negative_prompt else ""
-    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
+    line = ", ".join(f"{name}: {_quote_if_needed(str(value))}" for name, value in settings.items())
     return f"{prompt}{negative}\n{line}".strip()
 
 
 def read_infotext(file: bytes) -> tuple[str, dict[str, str], list[str]]:
     """Return the infotext of a file, its other texts, and the names of texts that were too long to read.
 
-    If a file of this project has no infotext, the infotext is created from its record. The infotext of other files
-    without one is "". Raises NotReplayable if the file is not an image, or is damaged.
+    If a file of this project has no infotext, the infotext is created from its record: the request and the versions
+    that generated the image. Other files without an infotext give "". Raises NotReplayable if the file is not an image,
+    or is damaged.
     """
-    found = read_texts(file)
-    texts = found.texts
+    image_texts = read_texts(file)
+    texts = image_texts.texts
     text = texts.pop(KEYWORD, "") or texts.pop(USER_COMMENT, "")
     if not text:
         with suppress(NotReplayable):  # not a file of this project
             record = from_text(texts)
             text = infotext(record.request, record.maker)
-    return text, texts, found.names_left_out()
+    return text, texts, image_texts.names_left_out()
 
 
 def parse_infotext(text: str) -> dict[str, str]:
@@ -94,7 +95,7 @@ def parse_infotext(text: str) -> dict[str, str]:
     defaults.
     """
     *lines, last = text.strip().split("\n")
-    settings = list(_settings(last))
+    settings = list(_parse_settings(last))
     if len(settings) < _MIN_SETTINGS:
         lines, settings = [*lines, last], []
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
@@ -103,14 +104,14 @@ def parse_infotext(text: str) -> dict[str, str]:
         if line.startswith(_NEGATIVE):
             current = "Negative prompt"
         prompts[current].append(line.removeprefix(_NEGATIVE).strip())
-    found = {name: "\n".join(part) for name, part in prompts.items()}
+    parsed = {name: "\n".join(prompt_lines) for name, prompt_lines in prompts.items()}
     for name, value in settings:
         size = _SIZE.fullmatch(value)
-        found |= {f"{name}-1": size[1], f"{name}-2": size[2]} if size else {name: value}
-    return found
+        parsed |= {f"{name}-1": size[1], f"{name}-2": size[2]} if size else {name: value}
+    return parsed
 
 
-def _settings(line: str) -> Iterator[tuple[str, str]]:
+def _parse_settings(line: str) -> Iterator[tuple[str, str]]:
     """Yield the names and values in a line such as `name: value, name: "value"`. Takes linear time."""
     position = 0
     while (colon := line.find(":", position)) >= 0:
@@ -119,8 +120,9 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
         while start < len(line) and line[start].isspace():
             start += 1
         quoted = _QUOTED.match(line, start)
+        # Quotation marks count only around a whole value.
         if quoted and line[quoted.end() : quoted.end() + 1] in {"", ","}:
-            value, end = _unquoted(quoted[0]), quoted.end()
+            value, end = _unquote(quoted[0]), quoted.end()
         else:
             comma = line.find(",", start)
             end = comma if comma >= 0 else len(line)
@@ -130,12 +132,14 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def _quoted(value: str) -> str:
-    needs_quotes = _SPECIAL.search(value) or value != value.strip() or not value
+def _quote_if_needed(value: str) -> str:
+    """Quote a value as JSON if the parser would otherwise split it, strip it, or not find it."""
+    needs_quotes = _NEEDS_QUOTES.search(value) or value != value.strip() or not value
     return json.dumps(value, ensure_ascii=False) if needs_quotes else value
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
+    """Return the string in a JSON literal. A value that is not valid JSON stays as it is."""
     try:
         text = str(json.loads(value))
         text.encode()

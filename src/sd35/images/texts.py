@@ -1,7 +1,8 @@
 """Read the texts of image files in all formats that this project writes, without decoding pixels.
 
 `POST /sdapi/v1/png-info`, the user interface and `sd35 replay` share this code, so they find the same texts. The files
-come from users. Therefore, text_budget.py limits the amount of text, and each reader limits the number of parts.
+come from users. Therefore, text_budget.py limits the amount of text, and each reader limits the number of chunks,
+segments or boxes that it reads.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class ImageTexts(NamedTuple):
     left_out: list[str]
 
     def names_left_out(self) -> list[str]:
-        """Return a few distinct names of `left_out`, sorted. A file can have thousands of them."""
+        """Return the first 5 distinct names of `left_out`, sorted, because a file can have thousands."""
         return sorted(set(self.left_out))[:_MAX_NAMES]
 
 
@@ -47,7 +48,7 @@ def read_texts(data: bytes) -> ImageTexts:
     """
     image_format = format_of(data)
     if image_format is None:
-        raise NotReplayable(f"it is not an image in one of these formats: {', '.join(FORMATS)}")
+        raise NotReplayable(f"it is not an image in any of the formats {', '.join(FORMATS)}; use the original file")
     budget = TextBudget()
     if image_format == "png":
         texts, exif_data = png_chunks.read_chunks(data, budget)
@@ -61,19 +62,20 @@ def read_texts(data: bytes) -> ImageTexts:
 
 
 def read_record(data: bytes) -> Record:
-    """Read the record in an image file of any format.
+    """Return the record in an image file of any of FORMATS: its request, and the versions that generated it.
 
     Raises NotReplayable if the file has no record or is damaged, or if the record was edited.
     """
-    found = read_texts(data)
+    image_texts = read_texts(data)
     try:
-        return from_text(found.texts)
+        return from_text(image_texts.texts)
     except NotReplayable as error:
-        if not found.left_out:
+        if not image_texts.left_out:
             raise
-        names = ", ".join(found.names_left_out())
+        names = ", ".join(image_texts.names_left_out())
         raise NotReplayable(
-            f"{error}. At most {MAX_TEXT_BYTES} bytes of text are read from a file, so these were left out: {names}"
+            f"{error}. At most {MAX_TEXT_BYTES} bytes of text are read from a file, so these texts were"
+            f" skipped: {names}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""XMP packets: JPEG, WebP and AVIF files store in them the texts that a PNG file has in chunks.
+"""Write and read XMP packets. JPEG, WebP and AVIF files have in them the texts that a PNG file has in chunks.
 
 XMP is used instead of EXIF, because each text has a name, the encoding is UTF-8, all three formats support it, and a
 packet may exceed the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO
@@ -10,6 +10,7 @@ import html
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 from xml.parsers import expat
 
 NAMESPACE = "urn:sd35:record#"
@@ -17,22 +18,24 @@ _PREFIX = "sd35."  # prefix of PNG keywords: `sd35.request` becomes the property
 _TOOL = "http://ns.adobe.com/xap/1.0/"
 _NOTE = "http://ns.adobe.com/xmp/note/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_NO_XML = re.compile("[\ufffe\uffff]")  # JSON escapes all other characters that XML does not allow
+_NOT_IN_XML = re.compile("[\ufffe\uffff]")  # JSON escapes all other characters that XML does not allow
 _ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fffe|ffff)")  # a JSON escape follows an even number of backslashes
 
 _STANDARD = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
+_EXTENSION_HEADER_BYTES = len(_EXTENSION) + 40  # then the packet's MD5 (32), its size (4), the offset (4)
 _SEGMENT_BYTES = 65_000  # of the packet; including its header, a segment may have 65,535 bytes
 
 
 def to_xmp(text: Mapping[str, str]) -> bytes:
-    """Return a packet with the texts of a record, which are ASCII or JSON."""
+    """Return a packet with the texts of a record, by PNG keyword. The texts must be ASCII or JSON."""
     names = {"Software": "xmp:CreatorTool"}
-    return _packet(_meta({names.get(key) or key.replace(_PREFIX, "sd35:"): value for key, value in text.items()}))
+    properties = {names.get(key) or key.replace(_PREFIX, "sd35:"): value for key, value in text.items()}
+    return _packet(_meta(properties))
 
 
 def from_xmp(packet: bytes) -> dict[str, str]:
-    """Read the texts of a packet in linear time. Returns {} if it is damaged or another program wrote it."""
+    """Return the texts of a packet by PNG keyword, in linear time; {} if it is damaged or another program wrote it."""
     content = packet.decode("utf-8", "replace").strip("\0 \n\r\t\ufeff")
     if "<!DOCTYPE" in content:  # not part of XMP; its entities could expand a small file to a huge text
         return {}
@@ -44,47 +47,59 @@ def from_xmp(packet: bytes) -> dict[str, str]:
     return reader.text
 
 
+class _OpenElement(NamedTuple):
+    """An element whose end is not read yet.
+
+    `outer_namespaces` has each prefix that the element binds, with the namespace to restore at its end.
+    """
+
+    is_description: bool
+    outer_namespaces: list[tuple[str, str | None]]
+
+
 class _Reader:
     """Collects the texts of a packet from the attributes and child elements of `rdf:Description`.
 
-    It resolves namespaces itself. The parser would copy the namespace into every name: a namespace of 100 KB, used by
-    10,000 elements, would turn a packet of 200 KB into a gigabyte.
+    This class resolves namespaces, because the parser would copy the namespace into every name: a namespace of 100 KB,
+    used by 10,000 elements, would turn a packet of 200 KB into a gigabyte.
     """
 
     def __init__(self) -> None:
         self.text: dict[str, str] = {}
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
-        self.parser.StartElementHandler, self.parser.EndElementHandler = self._start, self._end
-        self.parser.CharacterDataHandler = self._characters
-        self._namespaces: dict[str, str] = {}  # the known namespaces, by their current prefix
-        self._open: list[tuple[bool, list[tuple[str, str | None]]]] = []  # is a Description; prefixes to restore
+        self.parser.StartElementHandler, self.parser.EndElementHandler = self._start_element, self._end_element
+        self.parser.CharacterDataHandler = self._add_characters
+        self._namespaces: dict[str, str] = {}  # by prefix; only the namespaces of a record
+        self._open: list[_OpenElement] = []  # the outermost first
         self._key: str | None = None  # PNG keyword of the text that is being read
         self._parts: list[str] = []
 
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
+    def _start_element(self, name: str, attributes: dict[str, str]) -> None:
+        """Bind the prefixes of an element. Read its attributes if it is a Description, or its text if it is in one."""
         self._finish_text()
-        rebound = []
+        outer_namespaces = []
         for attribute, value in attributes.items():
             xmlns, _, prefix = attribute.partition(":")
             if xmlns == "xmlns":
-                rebound.append((prefix, self._namespaces.get(prefix)))
+                outer_namespaces.append((prefix, self._namespaces.get(prefix)))
                 self._bind(prefix, value)
         is_description = self._resolve(name) == (_RDF, "Description")
         if is_description:
             for attribute, value in attributes.items():
                 if ":" in attribute and (key := _key_of(self._resolve(attribute))):
                     self.text[key] = _unescape(value)
-        elif self._open and self._open[-1][0]:
+        elif self._open and self._open[-1].is_description:
             self._key = _key_of(self._resolve(name))
-        self._open.append((is_description, rebound))
+        self._open.append(_OpenElement(is_description, outer_namespaces))
 
-    def _end(self, _: str) -> None:
+    def _end_element(self, _: str) -> None:
+        """Store the text of an element, and restore the namespaces of the prefixes that it bound."""
         self._finish_text()
-        for prefix, namespace in reversed(self._open.pop()[1]):
+        for prefix, namespace in reversed(self._open.pop().outer_namespaces):
             self._bind(prefix, namespace)
 
-    def _characters(self, characters: str) -> None:
+    def _add_characters(self, characters: str) -> None:
         if self._key:
             self._parts.append(characters)
 
@@ -95,18 +110,20 @@ class _Reader:
         self._key, self._parts = None, []
 
     def _bind(self, prefix: str, namespace: str | None) -> None:
+        """Bind a prefix to a namespace. Remove its binding if a record does not use the namespace."""
         if namespace in {_RDF, _TOOL, NAMESPACE}:
             self._namespaces[prefix] = namespace
         else:
             self._namespaces.pop(prefix, None)
 
     def _resolve(self, name: str) -> tuple[str | None, str]:
+        """Return the namespace of a name, None if a record does not use it, and the name without its prefix."""
         prefix, _, local = name.rpartition(":")
         return self._namespaces.get(prefix), local
 
 
 def _key_of(name: tuple[str | None, str]) -> str | None:
-    """Return the PNG keyword of a property, or None if the property is not part of a record."""
+    """Return the PNG keyword of a property (namespace, local name), or None if a record does not have the property."""
     namespace, local = name
     if namespace == NAMESPACE:
         return _PREFIX + local
@@ -117,12 +134,12 @@ def to_segments(packet: bytes) -> bytes:
     """Split a packet into APP1 segments of a JPEG file. The first segment of a long packet refers to the others."""
     if len(packet) <= _SEGMENT_BYTES:
         return _segment(_STANDARD + packet)
-    name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper()
-    parts = [
-        _segment(_EXTENSION + name.encode() + struct.pack(">II", len(packet), start) + packet[start:][:_SEGMENT_BYTES])
-        for start in range(0, len(packet), _SEGMENT_BYTES)
-    ]
-    return b"".join([_segment(_STANDARD + _packet(_meta({"xmpNote:HasExtendedXMP": name}))), *parts])
+    name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper()  # the specification requires MD5
+    segments = [_segment(_STANDARD + _packet(_meta({"xmpNote:HasExtendedXMP": name})))]
+    for start in range(0, len(packet), _SEGMENT_BYTES):
+        header = _EXTENSION + name.encode() + struct.pack(">II", len(packet), start)
+        segments.append(_segment(header + packet[start : start + _SEGMENT_BYTES]))
+    return b"".join(segments)
 
 
 def is_xmp(segment: bytes) -> bool:
@@ -131,18 +148,20 @@ def is_xmp(segment: bytes) -> bool:
 
 
 def from_segments(segments: Iterable[bytes]) -> bytes:
-    """Join the packet in the APP1 segments of a JPEG file. Returns b"" if they contain none."""
+    """Return the packet in the APP1 segments of a JPEG file, joined from its parts if it is long; b"" if missing."""
     packet = b""
-    parts: dict[int, bytes] = {}
+    parts: dict[int, bytes] = {}  # by offset in the packet
     for segment in segments:
         if segment.startswith(_STANDARD):
             packet = segment.removeprefix(_STANDARD)
-        elif segment.startswith(_EXTENSION) and len(segment) >= len(_EXTENSION) + 40:
-            parts[struct.unpack_from(">I", segment, len(_EXTENSION) + 36)[0]] = segment[len(_EXTENSION) + 40 :]
+        elif segment.startswith(_EXTENSION) and len(segment) >= _EXTENSION_HEADER_BYTES:
+            (start,) = struct.unpack_from(">I", segment, _EXTENSION_HEADER_BYTES - 4)
+            parts[start] = segment[_EXTENSION_HEADER_BYTES:]
     return b"".join(parts[start] for start in sorted(parts)) or packet
 
 
 def _meta(properties: Mapping[str, str]) -> str:
+    """Return the XML of properties, by name with a prefix such as `xmp:`."""
     lines = "".join(f"<{key}>{html.escape(_escape(text), quote=False)}</{key}>\n" for key, text in properties.items())
     return (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'
@@ -152,16 +171,21 @@ def _meta(properties: Mapping[str, str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return _NO_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Replace U+FFFE and U+FFFF, which XML does not allow, by their JSON escapes."""
+    return _NOT_IN_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), text)
+    """Undo `_escape`, because the digest of a request depends on every byte."""
+    return _ESCAPED.sub(lambda match: match[1] + chr(int(match[2], 16)), text)
 
 
 def _packet(meta: str) -> bytes:
+    """Return the packet with the XML of `_meta`."""
+    # The identifier is a constant of the XMP specification. "r" means that the packet must not be edited in place.
     return f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>{meta}<?xpacket end="r"?>'.encode()
 
 
 def _segment(content: bytes) -> bytes:
+    """Return an APP1 segment: its marker, its size including the 2 bytes of the size, and its content."""
     return b"\xff\xe1" + struct.pack(">H", 2 + len(content)) + content

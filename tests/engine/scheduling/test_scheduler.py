@@ -251,10 +251,10 @@ def test_a_full_queue_refuses_with_a_retry_time_and_keeps_places_for_other_clien
     scheduler = make_scheduler(replace(LIMITS, max_in_flight=10))
     for key in range(9):
         scheduler.add(key, work_item("greedy", steps=150, rows=2), 0)
-    with pytest.raises(Overloaded, match="9 of at most 10 images are accepted and 9 of them are this client's"):
+    with pytest.raises(Overloaded, match="9 of at most 10 images are waiting or running, including 9 of this client"):
         scheduler.add("one more", work_item("greedy"), 0)
     scheduler.add("other", work_item("modest"), 0)
-    with pytest.raises(Overloaded, match="10 of at most 10 images are accepted; try again in") as refused:
+    with pytest.raises(Overloaded, match="10 of at most 10 images are waiting or running; try again in") as refused:
         scheduler.add("another", work_item("third"), 0)
     assert refused.value.retry_after_s == pytest.approx((9 * 300 + 4) * ROW_S / 10)
 
@@ -286,13 +286,15 @@ def test_a_burst_may_fill_the_queue_but_lasting_overload_only_a_batch():
     """Overload is lasting after `max_in_flight` images without a half-empty batch, and over after one."""
     scheduler = make_scheduler(replace(LIMITS, max_in_flight=10, max_slowdown=6))
     flood = Flood(scheduler)
-    assert flood.send().startswith("9 of at most 10 images are accepted")
+    assert flood.send().startswith("9 of at most 10 images are waiting or running")
     flood.overload()
-    assert re.match("the service is overloaded: images take (8|10) times as long as alone; try again", flood.send())
+    assert re.match(
+        "the service is overloaded, and images take (8|10) times as long as they would alone; try again", flood.send()
+    )
     assert len(scheduler) <= 5
     while len(scheduler) > 2:
         step(scheduler)
-    assert flood.send().startswith("9 of at most 10 images are accepted")
+    assert flood.send().startswith("9 of at most 10 images are waiting or running")
 
 
 def test_lasting_overload_accepts_clients_without_images():
@@ -314,7 +316,7 @@ def test_lasting_overload_refuses_nothing_if_batching_saves_much():
     assert scheduler.costs.batching(SMALL) == pytest.approx(0.25)
     flood = Flood(scheduler)
     flood.overload()
-    assert flood.send().startswith("9 of at most 10 images are accepted")
+    assert flood.send().startswith("9 of at most 10 images are waiting or running")
 
 
 def test_a_restart_skips_admission_and_goes_before_later_images():
@@ -343,6 +345,6 @@ def test_a_long_estimated_wait_is_refused_only_for_clients_that_cause_it():
     scheduler = make_scheduler(replace(LIMITS, max_wait_s=5))
     for key in range(3):
         scheduler.add(key, work_item("greedy", steps=100, rows=2), 0)
-    with pytest.raises(Overloaded, match="the estimated wait is 6 s; allowed: at most 5 s"):
+    with pytest.raises(Overloaded, match="the estimated wait of 6 s exceeds the limit of 5 s"):
         scheduler.add("one more", work_item("greedy"), 0)
     scheduler.add("new", work_item("modest"), 0)

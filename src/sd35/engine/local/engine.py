@@ -1,8 +1,8 @@
-"""The engine of this process. One thread denoises in batches, step by step; another decodes at the same time.
+"""The engine of this process. One thread denoises in batches, step by step. Another decodes at the same time.
 
 Every image ends once: with its pixels, with its error, or cancelled. A failed or cancelled image does not affect the
-rest of its batch. A request that several callers submit is generated once. After a numerical failure, a generation is
-retried once if the model is loaded in a wider precision.
+rest of its batch. A request that several callers submit is generated once. After a numerical failure (values that are
+not finite, or pixels of one colour), an image is retried once if the model is loaded in a wider precision.
 """
 
 import threading
@@ -41,8 +41,8 @@ Item = TypeVar("Item")
 class LocalEngine:
     """An engine in this process. See `sd35.engine.base.Engine`. Its threads run until `drain` or `close`.
 
-    With `reproducible`, every call of a backend has one prompt or image, so that an image's bytes do not depend on its
-    batch. Otherwise they may, because runtimes add numbers in another order for another number of rows.
+    If `reproducible`, every call of a backend has one prompt or image. Otherwise, the bytes of an image may depend on
+    the other images of its batch, because runtimes add numbers in another order for another number of rows.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class LocalEngine:
         self._is_closing = False
         self._changed = threading.Condition()
         self._threads = [
-            threading.Thread(target=self._guarded, args=(run,), name=name, daemon=True)
-            for name, run in (("denoising", self._denoise), ("decoding", self._decode))
+            threading.Thread(target=self._run_thread, args=(run,), name=name, daemon=True)
+            for name, run in (("denoising", self._denoise_batches), ("decoding", self._decode_images))
         ]
         for thread in self._threads:
             thread.start()
@@ -106,8 +106,9 @@ class LocalEngine:
         """See `Engine.send_previews`."""
         with self._changed:
             generation = self._waited_for.get(handle)
-            for waiter in generation.waiters if generation else ():
-                waiter.previews |= waiter.handle is handle
+            if generation:
+                for waiter in generation.waiters:
+                    waiter.previews |= waiter.handle is handle
 
     def cancel(self, handle: Handle) -> None:
         """See `Engine.cancel`."""
@@ -163,12 +164,15 @@ class LocalEngine:
         self.drain()
 
     def _accept(self, work: Work, now_s: float) -> Generation:
-        """Queue new work. The lock must be held. Raises InvalidRequest, Overloaded."""
+        """Queue new work. The lock must be held.
+
+        Raises InvalidRequest if the model is not loaded or cannot generate the image, Overloaded if the queue is full.
+        """
         key = work.request.model, work.request.profile
         pipeline = self._pipelines.get(key)
         if pipeline is None:
-            known = " or ".join(f"{model} in {profile}" for model, profile in self._pipelines)
-            raise InvalidRequest("model", f"{key[0]} in {key[1]}", known)
+            loaded = " or ".join(f"{model} with the profile {profile}" for model, profile in self._pipelines)
+            raise InvalidRequest("model", f"{key[0]} with the profile {key[1]}", loaded)
         pipeline.info.check(work.request, work.width_px, work.height_px)
         generation = Generation(work, pipeline)
         self._scheduler.add(generation, generation.item, now_s)
@@ -176,32 +180,34 @@ class LocalEngine:
         self._changed.notify_all()
         return generation
 
-    def _guarded(self, run: Callable[[], None]) -> None:
+    def _run_thread(self, run: Callable[[], None]) -> None:
         """Run a thread's function. If it raises, which is a bug, fail all images and refuse new ones."""
         try:
             run()
-        except BaseException as error:  # noqa: BLE001  see above
-            structlog.get_logger().exception("an engine thread failed")
+        except BaseException as error:  # noqa: BLE001  callers must not wait for a thread that has ended
+            structlog.get_logger().exception("an engine thread failed; restart the service")
             with self._changed:
                 self._is_closing = True
                 generations = list(self._generations.values())
             for generation in generations:
-                self._fail(generation, GenerationFailed(f"an engine thread failed: {type(error).__name__}: {error}"))
+                message = f"an engine thread failed ({type(error).__name__}: {error}); restart the service"
+                self._fail(generation, GenerationFailed(message))
 
-    def _next(self, take: Callable[[], Item | None]) -> Item | None:
-        """Wait for work. Return None if the engine is closing and has no work left."""
+    def _wait_for(self, take: Callable[[], Item | None]) -> Item | None:
+        """Wait until `take` returns work, and return the work. Return None if the engine closes and no work is left."""
         with self._changed:
             while (item := take()) is None and not (self._is_closing and not len(self._scheduler)):
                 self._changed.wait()
             return item
 
-    def _denoise(self) -> None:
-        while batch := self._next(self._scheduler.next_batch):
+    def _denoise_batches(self) -> None:
+        """Make the steps of one batch after the other until the engine closes, and learn their costs."""
+        while batch := self._wait_for(self._scheduler.next_batch):
             shape, rows = batch.shape, batch.rows
             result = self._executor.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
             for generation, error in result.errors.items():
                 self._fail_or_retry(generation, error)
-            self._report([generation for generation in batch.keys if generation not in result.errors])
+            self._report_progress([generation for generation in batch.keys if generation not in result.errors])
             with self._changed:
                 if result.took_s is not None and not result.errors:
                     self._costs.learn_step_time(shape, rows, result.took_s)
@@ -214,8 +220,9 @@ class LocalEngine:
                     generation.denoised_s = denoised_s
                 self._changed.notify_all()
 
-    def _decode(self) -> None:
-        while generation := self._next(self._scheduler.next_decode):
+    def _decode_images(self) -> None:
+        """Decode and deliver one image after the other until the engine closes, and learn their costs."""
+        while generation := self._wait_for(self._scheduler.next_decode):
             shape, began_s = generation.shape, time.monotonic()
             generation.decoding_s = began_s
             measure = self._costs.wants_decode_bytes(shape)
@@ -228,7 +235,7 @@ class LocalEngine:
             with self._changed:
                 if peak_bytes is not None:
                     self._costs.learn_decode_bytes(shape, peak_bytes)
-                if pixels is not None and not measure:
+                if pixels is not None and not measure:  # a measured call is not typical: it is the first of its shape
                     self._costs.learn_decode_time(shape, took_s)
                 self._scheduler.decoded()
                 self._changed.notify_all()
@@ -237,25 +244,29 @@ class LocalEngine:
                 self._learn_preview(generation, pixels)
 
     def _learn_preview(self, generation: Generation, pixels: Pixels) -> None:
-        """Improve the previews of later images by this one. Errors are only logged."""
+        """Improve the previews of later images with this one. Errors are only logged."""
         try:
             generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
-        except Exception:  # noqa: BLE001  see above
-            structlog.get_logger().exception("the preview map could not learn from an image")
+        except Exception:  # noqa: BLE001  the image itself is intact
+            structlog.get_logger().exception("the preview map could not learn from an image; previews do not improve")
 
     def _remove(self, generation: Generation) -> None:
-        """Remove a generation without waiting callers. The lock must be held."""
+        """Remove a generation for which no caller waits. The lock must be held."""
         del self._generations[generation.submitted_digest]
         if generation in self._scheduler:
             self._scheduler.cancel(generation)
             self._changed.notify_all()
 
     def _fail_or_retry(self, generation: Generation, error: Exception) -> None:
+        """Retry a generation after a numerical failure if possible. Otherwise, give its callers the error."""
         if not isinstance(error, NumericalFailure) or not self._retry(generation, error):
             self._fail(generation, error)
 
     def _retry(self, generation: Generation, error: NumericalFailure) -> bool:
-        """Count a numerical failure, and restart in the widest precision if possible. Return whether it restarted."""
+        """Count a numerical failure. Restart the generation in the model's widest precision, and return whether it did.
+
+        It does not restart without a wider precision, nor if no caller waits for it.
+        """
         with self._changed:
             self._failures[error.kind] += 1
             retry = generation.retry_with(self._pipelines.values(), error)
@@ -275,8 +286,8 @@ class LocalEngine:
         )
         return True
 
-    def _release(self, generation: Generation) -> list[Waiter]:
-        """Remove a generation that ends. Return the callers that still wait for it."""
+    def _take_waiters(self, generation: Generation) -> list[Waiter]:
+        """Remove a generation that has ended. Return the callers that still wait, to whom the caller must answer."""
         with self._changed:
             waiters, generation.waiters = generation.waiters, []
             for waiter in waiters:
@@ -286,16 +297,19 @@ class LocalEngine:
         return [waiter for waiter in waiters if waiter.handle.future.set_running_or_notify_cancel()]
 
     def _fail(self, generation: Generation, error: Exception) -> None:
-        for waiter in self._release(generation):
+        """End a generation with an error."""
+        for waiter in self._take_waiters(generation):
             waiter.handle.future.set_exception(_as_sd35_error(error))
 
     def _deliver(self, generation: Generation, pixels: Pixels) -> None:
+        """End a generation with its pixels."""
         ended_s = time.monotonic()
-        for waiter in self._release(generation):
+        for waiter in self._take_waiters(generation):
             stages = generation.stages(waiter.accepted_s, ended_s)
             waiter.handle.future.set_result(GeneratedImage(generation.work.request, pixels, stages))
 
-    def _report(self, generations: Sequence[Generation]) -> None:
+    def _report_progress(self, generations: Sequence[Generation]) -> None:
+        """Call the progress callbacks of generations, with previews for the callers that requested them."""
         with self._changed:
             waiters = [(generation, waiter) for generation in generations for waiter in generation.waiters]
         previews: dict[Generation, Progress] = {}
@@ -307,24 +321,26 @@ class LocalEngine:
                     previews[generation] = self._with_preview(generation)
                 waiter.on_progress(previews[generation] if waiter.previews else generation.progress())
             except Exception:  # noqa: BLE001  a caller's mistake must not end an image
-                structlog.get_logger().exception("a progress callback failed")
+                structlog.get_logger().exception("a progress callback failed; the image goes on")
 
     def _with_preview(self, generation: Generation) -> Progress:
-        """Return the progress, with a preview if the last one is old enough and the new one can be computed."""
+        """Return the progress, with a new preview if the last preview is old enough and computing one succeeds."""
         now_s, progress = time.monotonic(), generation.progress()
         if (now_s - generation.previewed_s) * self._previews_per_s < 1:
             return progress
         generation.previewed_s = now_s
         try:
             return progress._replace(preview=generation.preview())
-        except Exception:  # noqa: BLE001  for example too little memory on the device; the image goes on
-            structlog.get_logger().exception("a preview could not be computed")
+        except Exception:  # noqa: BLE001  for example too little memory on the device
+            structlog.get_logger().exception("a preview could not be computed; the image goes on without it")
             return progress
 
 
 def _as_sd35_error(error: Exception) -> Sd35Error:
+    """Return an error for callers: the error itself, or GenerationFailed caused by an error of a library."""
     if isinstance(error, Sd35Error):
         return error
-    failure = GenerationFailed(f"{type(error).__name__}: {error}")
+    reason = f"{type(error).__name__}: {error}"
+    failure = GenerationFailed(f"the image failed ({reason}); try again, and read the server's log if it fails again")
     failure.__cause__ = error
     return failure

@@ -1,4 +1,4 @@
-"""The engine's calls of a backend: encode prompts, evaluate steps, decode. An error ends only the affected image."""
+"""Call a backend to encode prompts, to evaluate steps, and to decode. An error ends only the affected image."""
 
 import threading
 import time
@@ -18,10 +18,12 @@ class StepResult(NamedTuple):
     """The result of a batch's step.
 
     Attributes:
-        errors: The generations that failed in this step.
-        took_s: Seconds of the step. None if it was split, if its memory was measured, or if no row was left to compute.
-        peak_bytes: Peak memory of the step. None if not measured, if it was split, or if another call ran meanwhile.
-        was_split: Whether the call with all rows failed, so that each row was tried alone.
+        errors: The error of each generation that failed in this step.
+        took_s: Seconds of the step. None if the step was split, if its memory was measured, or if all generations
+            failed before it.
+        peak_bytes: Peak memory of the step. None if not measured, if the step was split, or if another call of the
+            backend ran at the same time.
+        was_split: Whether the call with all rows failed, and each row was then tried alone.
     """
 
     errors: dict[Generation, Exception]
@@ -41,20 +43,20 @@ class BatchExecutor:
 
     def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
         """Make one step of generations of one pipeline and shape. With `measure`, measure its peak memory."""
-        errors = self._begin([generation for generation in generations if not generation.has_begun])
+        errors = self._begin_all([generation for generation in generations if not generation.has_begun])
         rows = {generation: generation.row() for generation in generations if generation not in errors}
         if not rows:
             return StepResult(errors, None, None, was_split=False)
         backend = generations[0].pipeline.backend
         began_s = time.monotonic()
-        (velocities, was_split), peak_bytes = self._measured(
-            backend.memory, lambda: self._each(backend.predict_velocity, list(rows.values())), measure=measure
+        (velocities, was_split), peak_bytes = self._measure_call(
+            backend.memory, lambda: self._call_with_all(backend.predict_velocity, list(rows.values())), measure=measure
         )
         for generation, velocity in zip(rows, velocities, strict=True):
             error = velocity if isinstance(velocity, Exception) else _error_of(lambda: generation.advance(velocity))  # noqa: B023
             if error:
                 errors[generation] = error
-        # Read the clock only now: a GPU may still compute until `advance` reads the latents.
+        # Read the clock only now, because a GPU may still compute until `advance` reads the latents.
         took_s = time.monotonic() - began_s
         if self.observer:
             transformer_rows = sum(1 if row.negative is None else 2 for row in rows.values())
@@ -63,13 +65,13 @@ class BatchExecutor:
         return StepResult(errors, took_s if is_one_call else None, None if was_split else peak_bytes, was_split)
 
     def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
-        """Return an image's pixels, and the peak bytes of decoding with `measure`.
+        """Return an image's pixels, and the peak memory of decoding in bytes, or None if it was not measured.
 
-        Raises NumericalFailure if values are not finite or all pixels have one colour. Errors of the backend pass.
+        Raises NumericalFailure if values are not finite or all pixels have one colour. Errors of the backend propagate.
         """
         backend = generation.pipeline.backend
         try:
-            (pixels,), peak_bytes = self._measured(
+            (pixels,), peak_bytes = self._measure_call(
                 backend.memory, lambda: backend.decode_latents([generation.latent]), measure=measure
             )
         except FloatingPointError as error:
@@ -81,17 +83,18 @@ class BatchExecutor:
             raise generation.numerical_failure("uniform", "after decoding")
         return pixels, peak_bytes
 
-    def _begin(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
-        """Give generations their embeddings and noise. Return the errors of those that cannot begin."""
+    def _begin_all(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
+        """Give generations their embeddings and noise. Return the error of each generation that cannot begin."""
         if not generations:
             return {}
         pipeline = generations[0].pipeline
-        errors: dict[str, Exception] = {}
+        errors: dict[str, Exception] = {}  # by prompt
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
+            """Return the embeddings by prompt. Prompts that fail are missing, and their errors are in `errors`."""
             encoded = {}
             encoding_s = time.monotonic()
-            results, _ = self._each(pipeline.backend.encode_text, prompts)
+            results, _ = self._call_with_all(pipeline.backend.encode_text, prompts)
             if self.observer:
                 self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
             for prompt, embedding in zip(prompts, results, strict=True):
@@ -114,12 +117,13 @@ class BatchExecutor:
                 failed[generation] = error
         return failed
 
-    def _each(
+    def _call_with_all(
         self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> tuple[list[Result | Exception], bool]:
-        """Call the backend with all items, or with each alone if that fails or if `reproducible`.
+        """Call the backend with all items at once. If that fails, or if `reproducible`, call it with each item alone.
 
-        Return each item's result or error, and whether a call with several items failed.
+        Return each item's result or error, and whether a call with several items failed. The RuntimeError below is
+        internal: it counts as a failed call.
         """
         if len(items) == 1 or not self._one_by_one:
             try:
@@ -131,12 +135,12 @@ class BatchExecutor:
                 self._report_failure(error, was_split=len(items) > 1)
                 if len(items) == 1:
                     return [error], False
-        return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
+        return [result for item in items for result in self._call_with_all(call, [item])[0]], not self._one_by_one
 
-    def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
-        """Return a call's result, and with `measure` its peak bytes.
+    def _measure_call(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
+        """Return the result of a call and, if `measure`, its peak memory in bytes.
 
-        The peak is None if another call ran at the same time, because it is that of the whole process.
+        The peak is None if another call ran at the same time, because only the memory of all calls together is known.
         """
         with self._counting:
             self._begun += 1
@@ -153,13 +157,14 @@ class BatchExecutor:
                 self._running -= 1
 
     def _report_failure(self, error: Exception, *, was_split: bool) -> None:
+        """Send an exception of the backend to the observer. If `was_split`, each item is now tried alone."""
         if self.observer:
             self.observer.failed(f"{type(error).__name__}: {error}", was_split=was_split)
 
 
 def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
-    """Return the error that a call returns or raises."""
+    """Return the error that a call returns or raises, or None."""
     try:
         return call()
-    except Exception as error:  # noqa: BLE001  see `BatchExecutor._each`
+    except Exception as error:  # noqa: BLE001  an error of a runtime ends one image and no other
         return error

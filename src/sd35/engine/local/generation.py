@@ -1,4 +1,4 @@
-"""One image in progress: its solver, its waiting callers, its progress, and its numerical failures."""
+"""One image while the engine generates it: its solver, its waiting callers, its progress, its numerical failures."""
 
 import math
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ from sd35.sampling.solvers.base import Solver
 from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Tensor, to_numpy
 
-# An image has one colour if the values of each channel, 0 to 255, differ by at most this. NaN is decoded to zeros. Of
-# 720 images of plain backgrounds by the embedded model, the values of the flattest differ by 17.
+# All pixels have one colour if the values of each channel, 0 to 255, differ by at most this. NaN is decoded to zeros.
+# Of 720 images of plain backgrounds by the embedded model, the values of the flattest image differ by 17.
 UNIFORM = 1
 
 
 @dataclass(eq=False)
 class Waiter:
-    """A caller that has waited for a generation since `accepted_s`, with its callback for progress."""
+    """A caller that has waited for a generation since `accepted_s`, and whether its callback gets previews."""
 
     handle: Handle
     on_progress: OnProgress | None
@@ -37,7 +37,7 @@ class Generation:
 
     Attributes:
         submitted_digest: The digest of the submitted request. A retry's request has another profile and digest.
-        first_failure: The error that ended the first attempt, if this is the second one.
+        first_failure: The error that ended the first attempt. None if this is the first attempt.
         evaluations: Evaluations of the transformer so far, out of `all_evaluations`.
     """
 
@@ -47,6 +47,7 @@ class Generation:
         self.first_failure: NumericalFailure | None = None
         self.waiters: list[Waiter] = []
         self.evaluations, self.all_evaluations = 0, Euler.evaluations(work.request.steps)
+        # Times by `time.monotonic`; infinite until they are known.
         self.encoding_s = self.started_s = math.inf  # when encoding and the steps began, in the first attempt
         self.denoised_s = self.decoding_s = math.inf  # when the last step ended, and when decoding began
         self.previewed_s = -math.inf  # when the newest preview was computed
@@ -66,7 +67,7 @@ class Generation:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has its embeddings and noise, and can make a step."""
+        """Whether the generation has its embeddings and noise, and can make a step."""
         return self._solver is not None
 
     @property
@@ -81,7 +82,7 @@ class Generation:
         return self.solver.latent
 
     def begin(self, embeddings: list[TextEmbedding], encoding_s: float, now_s: float) -> None:
-        """Begin with the embeddings of the prompts, and draw the noise. Encoding them began at `encoding_s`."""
+        """Draw the noise, and store the embeddings of the prompts. Their encoding took from `encoding_s` to `now_s`."""
         request, shape = self.work.request, self.shape
         noise = initial_noise(request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._solver = Euler(self.pipeline.sigmas(request.steps), noise, request.seed)
@@ -89,15 +90,15 @@ class Generation:
         self.encoding_s, self.started_s = min(self.encoding_s, encoding_s), min(self.started_s, now_s)
 
     def row(self) -> DenoiseRow:
-        """Return the next evaluation for the backend."""
+        """Return the backend's input for the next evaluation of the transformer."""
         positive, *negative = self._embeddings
         solver, guidance = self.solver, self.work.request.guidance_scale
         return DenoiseRow(
-            solver.latent, positive, negative[0] if negative else None, solver.sigma, guidance, self._skip()
+            solver.latent, positive, negative[0] if negative else None, solver.sigma, guidance, self._skip_of_step()
         )
 
     def advance(self, velocity: Tensor) -> NumericalFailure | None:
-        """Advance by the velocity of an evaluation. Return an error if the latent is no longer finite."""
+        """Advance the latent by the velocity of an evaluation. Return an error if it is no longer finite, else None."""
         solver = self.solver
         solver.advance(velocity)
         self.evaluations += 1
@@ -111,18 +112,19 @@ class Generation:
     def retry_with(self, pipelines: Iterable[Pipeline], error: NumericalFailure) -> "Generation | None":
         """Return a new generation of the same work in the model's widest precision.
 
-        Return None if no wider precision is loaded, so that there is never a third attempt, or if the widest cannot
-        generate the request.
+        Return None if no wider precision is loaded, or if the widest one cannot generate the request. A retry is in the
+        widest precision, so it is never retried again.
         """
         info, work = self.pipeline.info, self.work
-        others = [each for each in pipelines if each.info.name == info.name and each.info.narrowness < info.narrowness]
-        if not others:
+        same_model = [pipeline for pipeline in pipelines if pipeline.info.name == info.name]
+        wider = [pipeline for pipeline in same_model if pipeline.info.narrowness < info.narrowness]
+        if not wider:
             return None
-        widest = min(others, key=lambda each: (each.info.narrowness, each.info.profile))
+        widest = min(wider, key=lambda pipeline: (pipeline.info.narrowness, pipeline.info.profile))
         work = replace(work, request=replace(work.request, profile=widest.info.profile))
         try:
             widest.info.check(work.request, work.width_px, work.height_px)
-        except InvalidRequest:  # skip-layer guidance
+        except InvalidRequest:  # its backend cannot skip layers, but the request has skip-layer guidance
             return None
         retry = Generation(work, widest)
         retry.submitted_digest, retry.first_failure = self.submitted_digest, error
@@ -130,24 +132,31 @@ class Generation:
         return retry
 
     def numerical_failure(self, kind: NumericalFailureKind, where: str) -> NumericalFailure:
-        """Return the error for a numerical failure, with a remedy."""
+        """Return the error for a numerical failure, with a remedy. `where` says at which step or stage it occurred."""
         info = self.pipeline.info
-        what = "values are no longer finite" if kind == "not_finite" else "all pixels have one colour"
-        happened = f"{what} in {info.precision} {where}"
+        symptom = "values are no longer finite" if kind == "not_finite" else "all pixels have one colour"
+        happened = f"{symptom} in {info.precision} {where}"
         if self.first_failure:
-            return NumericalFailure(kind, happened, f"before that, {self.first_failure.happened}; it was tried twice")
-        remedy = "set a wider `precision`, or a `fallback` that retries such images in a wider one"
-        return NumericalFailure(kind, happened, remedy if info.narrowness else "try another seed or other values")
+            first = self.first_failure.happened
+            remedy = f"the first attempt failed too ({first}), so try another seed or other values"
+        elif info.narrowness:
+            remedy = "set a wider `precision`, or a `fallback` that retries such images in a wider one"
+        else:
+            remedy = "try another seed or other values"
+        return NumericalFailure(kind, happened, remedy)
 
     def stages(self, accepted_s: float, ended_s: float) -> tuple[Stage, ...]:
-        """Return the stages for a caller that has waited since `accepted_s`. Stages that ended before take 0 s."""
+        """Return the stages of a generation that ended at `ended_s`, for a caller that submitted it at `accepted_s`.
+
+        A caller may join an image in flight. The stages that ended before then take 0 s.
+        """
         times_s = [self.encoding_s, self.started_s, self.denoised_s, self.decoding_s, ended_s]
-        encoding_s, started_s, denoised_s, decoding_s, ended_s = (max(accepted_s, each_s) for each_s in times_s)
+        encoding_s, started_s, denoised_s, decoding_s, ended_s = (max(accepted_s, time_s) for time_s in times_s)
         return (
             Stage("queue", accepted_s, encoding_s),
             Stage("encode", encoding_s, started_s),
             Stage("denoise", started_s, denoised_s),
-            Stage("decode", decoding_s, ended_s),  # without the wait for the decoding thread
+            Stage("decode", decoding_s, ended_s),  # the wait for the decoding thread is in no stage
         )
 
     def progress(self) -> Progress:
@@ -158,8 +167,8 @@ class Generation:
         """Return the image that the newest evaluation predicts, one pixel for each latent position."""
         return self.pipeline.preview.to_rgb(to_numpy(self.solver.denoised()))
 
-    def _skip(self) -> Skip | None:
-        """Return the skip-layer guidance of the next step, if any: at the same steps as in Diffusers' pipeline."""
+    def _skip_of_step(self) -> Skip | None:
+        """Return the skip-layer guidance of the next step, or None. It is on at the same steps as in Diffusers."""
         request, card = self.work.request, self.pipeline.info.card.skip_layers
         if card is None or not request.skip_layer_scale or request.guidance_scale <= 1:
             return None
@@ -168,5 +177,5 @@ class Generation:
 
 
 def is_uniform(pixels: Pixels) -> bool:
-    """Return whether all pixels have one colour, up to rounding, as decoded NaN does."""
+    """Return whether all pixels have one colour, within rounding. This shows that NaN was decoded."""
     return all(int(channel.max()) - int(channel.min()) <= UNIFORM for channel in np.moveaxis(pixels, -1, 0))

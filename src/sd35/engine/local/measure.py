@@ -1,4 +1,7 @@
-"""Measure a model's step times on this machine, by transformer rows and image size, for `sd35 simulate`."""
+"""Measure how long a model's steps take on this machine, by batch size and image size, for `sd35 simulate`.
+
+The batch size counts transformer rows: one for each image, or two with guidance.
+"""
 
 import platform
 import time
@@ -13,7 +16,7 @@ from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
-_TIMED_CALLS = 5  # of each kind, after one to warm up
+_TIMED_CALLS = 5  # of each kind, after a first one to warm up
 Result = TypeVar("Result")
 
 
@@ -25,7 +28,10 @@ def row_counts(max_rows: int) -> list[int]:
 def measure(
     pipeline: Pipeline, sizes_px: Sequence[tuple[int, int]], max_rows: int, on_call: Callable[[], None] = lambda: None
 ) -> StepTimes:
-    """Measure a model at `sizes_px`, each (width, height). `on_call` is called after each kind of call is measured."""
+    """Measure a model at `sizes_px`, each (width, height), with 1 to `max_rows` transformer rows.
+
+    `on_call` shows progress. It is called after encoding, each number of rows, and decoding have been measured.
+    """
     backend, model = pipeline.backend, pipeline.info
     memory_bytes = backend.memory.free_bytes()
     prompts = (f"{number} {model.name}" for number in range(1000))  # all different, in case a backend has a cache
@@ -44,8 +50,9 @@ def measure(
 
 
 def _shape_times(backend: Backend, size_px: tuple[int, int], max_rows: int, on_call: Callable[[], None]) -> ShapeTimes:
+    """Measure the steps of each of `row_counts`, and decoding, at one size (width, height)."""
     width_px, height_px = size_px
-    rows = list(_rows(backend, size_px, max_rows))
+    rows = list(_unguided_rows(backend, size_px, max_rows))
     step_s, row_bytes = {}, 0.0
     for count in row_counts(max_rows):
         step_s[count], peak_bytes = _timed(backend, lambda count=count: backend.predict_velocity(rows[:count]))  # type: ignore[misc]
@@ -63,8 +70,11 @@ def _shape_times(backend: Backend, size_px: tuple[int, int], max_rows: int, on_c
     )
 
 
-def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[DenoiseRow]:
-    """Yield rows that differ in everything but their shape. They are unguided, so each is one transformer row."""
+def _unguided_rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[DenoiseRow]:
+    """Yield rows of one size (width, height) with different prompts, noise and sigmas.
+
+    Without guidance, each row is one row of the transformer.
+    """
     width_px, height_px = size_px
     shape = LATENT_CHANNELS, height_px // LATENT_PX, width_px // LATENT_PX
     for index in range(count):
@@ -74,7 +84,7 @@ def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[De
 
 
 def _timed(backend: Backend, call: Callable[[], Result]) -> tuple[float, int]:
-    """Return the median seconds of a call, and the peak bytes of its first run."""
+    """Return the median seconds of a call, and the peak memory in bytes of its first run, which is not timed."""
     backend.memory.watch()
     call()
     peak_bytes = backend.memory.peak_bytes()

@@ -1,4 +1,4 @@
-"""A checkpoint in a backend, with everything that an engine needs to generate images."""
+"""A checkpoint in a backend, with everything else that an engine needs to generate images."""
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -26,7 +26,7 @@ class Pipeline:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The pipeline as callers of the engine see it."""
+        """The description of the model for callers of the engine."""
         backend, checkpoint = self.backend, self.checkpoint
         return ModelInfo(
             name=checkpoint.name,
@@ -41,12 +41,15 @@ class Pipeline:
         )
 
     def sigmas(self, steps: int) -> tuple[float, ...]:
-        """Return the sigma before each step, then 0."""
+        """Return the sigma (the share of noise in the latent) before each step, followed by 0."""
         return _sigmas(self.schedule, steps)
 
 
 def _profile_of(backend: Backend) -> str:
-    """Return a profile such as "onnx/float32", "onnx/fp8/5d7e9a10" or "diffusers/bfloat16/compiled/tiled"."""
+    """Return everything about a backend's computation that changes pixels, in one string.
+
+    Such as "onnx/float32", "onnx/fp8/5d7e9a10" or "diffusers/bfloat16/compiled/tiled".
+    """
     parts = [backend.name, backend.precision]
     parts += [backend.build] if backend.build else []
     parts += [COMPILED] if backend.is_compiled else []

@@ -1,4 +1,4 @@
-"""A cache of encoded prompts: most clients repeat a few prompts."""
+"""A cache of encoded prompts, because most clients repeat a few prompts."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -7,7 +7,7 @@ from sd35.backends.base import TextEmbedding
 
 
 class EmbeddingCache:
-    """The most recently used embeddings, of positive and negative prompts, in at most `max_bytes`.
+    """The most recently used embeddings, which are encoded positive and negative prompts, in at most `max_bytes`.
 
     `hits` and `misses` count lookups. Not thread-safe.
     """
@@ -20,26 +20,27 @@ class EmbeddingCache:
     def get(
         self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
     ) -> dict[str, TextEmbedding]:
-        """Return the embeddings of `prompts` in a pipeline. `encode` is called at most once, with all missing prompts.
+        """Return the embeddings in a pipeline, by prompt. `encode` is called at most once, with all missing prompts.
 
-        Prompts that `encode` leaves out are missing in the result.
+        Prompts that `encode` does not return are missing in the result too.
         """
         distinct = list(dict.fromkeys(prompts))
-        found = {
+        embeddings = {
             prompt: self._embeddings[pipeline, prompt] for prompt in distinct if (pipeline, prompt) in self._embeddings
         }
-        for prompt in found:
+        for prompt in embeddings:
             self._embeddings.move_to_end((pipeline, prompt))
-        missing = [prompt for prompt in distinct if prompt not in found]
-        self.hits += len(found)
+        missing = [prompt for prompt in distinct if prompt not in embeddings]
+        self.hits += len(embeddings)
         self.misses += len(missing)
         if missing:
             for prompt, embedding in encode(missing).items():
-                found[prompt] = embedding
+                embeddings[prompt] = embedding
                 self._store((pipeline, prompt), embedding)
-        return found
+        return embeddings
 
     def _store(self, key: tuple[Hashable, str], embedding: TextEmbedding) -> None:
+        """Add an embedding, and drop the least recently used ones that no longer fit."""
         if embedding.nbytes > self.max_bytes:
             return  # it would replace all others and still not fit
         self._embeddings[key] = embedding

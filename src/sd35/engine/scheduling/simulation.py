@@ -1,7 +1,7 @@
-"""The scheduler on simulated devices with a simulated clock, to try policies and capacities at scale within seconds.
+"""Run the scheduler on simulated devices with a simulated clock, to predict the latencies of a load within seconds.
 
-A simulated device takes the times of steps and decoding from a table. Like `sd35.engine.local.engine`, it decodes at
-the same time as it makes steps, and encodes the prompts of a batch's new images before the batch's step.
+A simulated device takes the times of steps and of decoding from a table. It decodes at the same time as it makes steps,
+like `sd35.engine.local.engine`. It encodes the prompts of new images before their first step.
 """
 
 import random
@@ -17,19 +17,19 @@ from sd35.engine.scheduling.scheduler import Batch, Scheduler, WorkItem
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
-_CANDIDATES = 8  # devices that are compared for an image
+_CANDIDATES = 8  # devices that are compared to choose the least busy one for an image
 
 
 class Clock:
-    """Simulated time with scheduled calls."""
+    """Simulated time. It jumps from one scheduled call to the next."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []  # a heap of (time in s, order, call)
         self._order = count()
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Schedule a call. Calls at the same time run in the order of scheduling."""
+        """Schedule a call in `delay_s`. Calls at the same time run in the order in which they were scheduled."""
         heappush(self._events, (self.now_s + delay_s, next(self._order), call))
 
     def run(self) -> None:
@@ -40,18 +40,18 @@ class Clock:
 
 
 class Device:
-    """A device with the times of a table. Calls `on_end` with the key of each finished image."""
+    """A simulated device that takes as long as a table says. Calls `on_end` with the key of each finished image."""
 
     def __init__(
         self, times: StepTimes, limits: DeviceLimits, clock: Clock, on_end: Callable[[Hashable], None]
     ) -> None:
         self._times, self._clock, self._on_end = times, clock, on_end
-        self._of_shape = {times.shape(entry): entry for entry in times.shapes}
+        self._times_of = {times.shape(entry): entry for entry in times.shapes}
         self.scheduler: Scheduler[Hashable] = Scheduler(limits, _costs_of(times))
         self._items: dict[Hashable, WorkItem] = {}
-        self._new: set[Hashable] = set()  # not encoded yet
+        self._new: set[Hashable] = set()  # images whose prompts are not encoded yet
         self._is_stepping = self._is_decoding = False
-        self.busy_s = 0.0
+        self.busy_s = 0.0  # time that was spent in steps, including encoding
 
     def submit(self, key: Hashable, item: WorkItem) -> None:
         """Accept an image. Raises the same errors as `Scheduler.add`."""
@@ -70,25 +70,28 @@ class Device:
         """Start a step and a decoding if possible."""
         if not self._is_stepping and (batch := self.scheduler.next_batch()):
             self._is_stepping = True
-            took_s = self._took_s(batch)
+            took_s = self._encode_and_step_s(batch)
             self.busy_s += took_s
             self._clock.after(took_s, self._end_step)
         if not self._is_decoding and (key := self.scheduler.next_decode()) is not None:
             self._is_decoding = True
-            decode_s = self._of_shape[self._items[key].shape].decode_s
+            decode_s = self._times_of[self._items[key].shape].decode_s
             self._clock.after(decode_s, lambda: self._end_decoding(key))
 
-    def _took_s(self, batch: Batch[Hashable]) -> float:
+    def _encode_and_step_s(self, batch: Batch[Hashable]) -> float:
+        """Return the seconds of a batch's step, including the encoding of its new images. Mark these as encoded."""
         new = self._new.intersection(batch.keys)
         self._new -= new
-        return self._of_shape[batch.shape].step_time_s(batch.rows) + len(new) * self._times.encode_s
+        return self._times_of[batch.shape].step_time_s(batch.rows) + len(new) * self._times.encode_s
 
     def _end_step(self) -> None:
+        """End the current step, and start the next one."""
         self._is_stepping = False
         self.scheduler.finish()
         self._start_work()
 
     def _end_decoding(self, key: Hashable) -> None:
+        """End the current decoding. Report its image as finished if it was not cancelled. Start the next decoding."""
         self._is_decoding = False
         was_cancelled = key not in self.scheduler
         self.scheduler.decoded()
@@ -99,7 +102,7 @@ class Device:
 
 
 def _costs_of(times: StepTimes) -> CostModel:
-    """Return the cost model of an engine that has run on this device for a while."""
+    """Return the cost model of an engine that has already measured all shapes of a table."""
     costs = CostModel()
     for entry in times.shapes:
         shape, rows = times.shape(entry), max(entry.step_s)
@@ -113,7 +116,10 @@ def _costs_of(times: StepTimes) -> CostModel:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests at random times (Poisson process with a mean rate of `rps`), each with random values of the lists."""
+    """Requests at random times: a Poisson process with a mean rate of `rps` requests per second.
+
+    Each request has a random client, and a random one of `steps`, `guidance` (guidance scales) and `shapes`.
+    """
 
     rps: float
     requests: int
@@ -126,17 +132,18 @@ class Load:
 
 @dataclass
 class Report:
-    """The result of a simulation. Latencies are from a request's arrival to its pixels, by number of steps."""
+    """The result of a simulation. A latency is the time from the arrival of a request to its pixels."""
 
-    latencies_s: dict[int, list[float]] = field(default_factory=dict)
-    refused: int = 0
+    latencies_s: dict[int, list[float]] = field(default_factory=dict)  # by number of steps
+    refused: int = 0  # requests that were refused because the device was overloaded
     utilisation: float = 0.0  # share of the devices' time that was spent in steps
     lasted_s: float = 0.0  # simulated duration
 
     def percentile_s(self, percent: float, steps: int | None = None) -> float:
-        """Return a percentile of the latency of all images, or of those with `steps` steps."""
-        chosen = [s for count, latencies_s in self.latencies_s.items() if steps in (count, None) for s in latencies_s]
-        return sorted(chosen)[ceil(percent / 100 * len(chosen)) - 1]
+        """Return a percentile of the latencies of all images, or only of images with `steps` steps."""
+        groups = self.latencies_s.values() if steps is None else [self.latencies_s.get(steps, [])]
+        latencies_s = sorted(latency_s for group in groups for latency_s in group)
+        return latencies_s[ceil(percent / 100 * len(latencies_s)) - 1]
 
     @property
     def finished(self) -> int:
@@ -145,17 +152,18 @@ class Report:
 
 
 def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -> Report:
-    """Simulate a load on `devices` devices. Each image goes to the least busy of a few random ones."""
+    """Simulate a load on `devices` devices. Each image goes to the least busy one of a few random devices."""
     clock, report, rng = Clock(), Report(), random.Random(load.seed)  # noqa: S311  chance, not secrecy
-    arrived: dict[Hashable, tuple[float, int]] = {}
+    in_flight: dict[Hashable, tuple[float, int]] = {}  # arrival in s, and number of steps
 
-    def on_end(key: Hashable) -> None:
-        arrived_s, steps = arrived.pop(key)
+    def record_latency(key: Hashable) -> None:
+        arrived_s, steps = in_flight.pop(key)
         report.latencies_s.setdefault(steps, []).append(clock.now_s - arrived_s)
 
-    fleet = [Device(times, limits, clock, on_end) for _ in range(devices)]
+    fleet = [Device(times, limits, clock, record_latency) for _ in range(devices)]
 
     def arrive(index: int) -> None:
+        """Submit a request with random values, and schedule the arrival of the next one."""
         steps, is_guided = rng.choice(load.steps), rng.choice(load.guidance) > 1
         shape = times.shape(rng.choice(load.shapes))
         item = WorkItem(rng.randrange(load.clients), shape, steps, 2 if is_guided else 1)
@@ -164,19 +172,19 @@ def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -
         except Overloaded:
             report.refused += 1
         else:
-            arrived[index] = clock.now_s, steps
+            in_flight[index] = clock.now_s, steps
         if index + 1 < load.requests:
             clock.after(rng.expovariate(load.rps), lambda: arrive(index + 1))
 
     arrive(0)
     clock.run()
-    assert not arrived, "an image was lost"
+    assert not in_flight, "an image was lost"
     report.lasted_s = clock.now_s
     report.utilisation = sum(device.busy_s for device in fleet) / (devices * clock.now_s)
     return report
 
 
 def _least_busy(fleet: Sequence[Device], rng: random.Random) -> Device:
-    """Return the device with the least work left, out of a random sample or of all if there are few."""
+    """Return the device with the least work left, of a random sample of _CANDIDATES devices."""
     candidates = fleet if len(fleet) <= _CANDIDATES else rng.sample(fleet, _CANDIDATES)
     return min(candidates, key=lambda device: device.scheduler.backlog_s)
