@@ -7,11 +7,11 @@ from typing import NamedTuple
 from docs_generator.markdown import document, table
 
 _INTRODUCTION = """
-Each row names a feature and says what it was tried on. **No GPU was used for any of this.**
+This page lists what each feature was tried on. **No GPU was used for any of this.** The states mean:
 
-- **Works**: it was tested, or tried by hand, on what the third column names.
-- **Built, not run**: it was built; the parts that need a GPU were not run.
-- **Not run**: the feature itself was not run. The third column names what was tried instead.
+- **works**: the feature was tested, or tried by hand. The third column says on what.
+- **built, not run**: the feature was built. Its parts that need a GPU were not run.
+- **not run**: the feature itself was not run. The third column says what was tried instead.
 """
 _STATES = {"works": "works", "built": "built, **not run**", "not run": "**not run**"}
 

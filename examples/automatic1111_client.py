@@ -22,7 +22,7 @@ result = api.txt2img(
     seed=7,
     steps=28,
     cfg_scale=4.5,
-    width=128,  # of the embedded model; SD3.5's images are 1024x1024
+    width=128,  # the size of the embedded model; with SD3.5, use 1024x1024
     height=128,
     batch_size=2,
 )

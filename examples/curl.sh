@@ -15,7 +15,7 @@ field() { # Print a field of the JSON object on standard input: `field image url
     python3 -c 'import functools, json, sys; print(functools.reduce(dict.get, sys.argv[1:], json.load(sys.stdin)))' "$@"
 }
 
-# One call: the response is the file. All other fields have the model's defaults, listed at /v1/models.
+# One call: the response is the file. Fields that are left out have the model's defaults, which /v1/models lists.
 curl -fsS "$url/v1/txt2img" -H "$json" -o cat.png -d '{"prompt": "a cat on a blue background", "seed": 7}'
 echo "cat.png"
 

@@ -1,7 +1,8 @@
 """Create jobs, receive a signed webhook when each has ended, and download the images.
 
-Start the server with a secret, which signs the webhooks. This example receives them on the same machine, over plain
-HTTP, which the second setting allows. A receiver with a public https address does not need it.
+Start the server with a secret. The server signs the webhooks with it. This example receives them on the same machine
+over plain HTTP. SD35_WEBHOOK_ALLOW_PRIVATE allows this. A receiver with a public https address does not need that
+setting.
 
     export SD35_WEBHOOK_SECRET="whsec_$(openssl rand -base64 32)"
     SD35_WEBHOOK_ALLOW_PRIVATE=true sd35 serve
@@ -34,7 +35,7 @@ PROMPTS = ["a frog on a green background", "a castle on a purple background"]
 MAX_AGE_S = 300  # an older message may be a copy that someone sends again
 TIMEOUT_S = 600
 
-ended: Queue[dict[str, Any]] = Queue()  # jobs, from webhooks whose signature is valid
+ended: Queue[dict[str, Any]] = Queue()  # jobs from webhooks with a valid signature
 
 
 def is_authentic(secret: str, headers: Mapping[str, str] | Message, body: bytes) -> bool:
@@ -51,7 +52,7 @@ def is_authentic(secret: str, headers: Mapping[str, str] | Message, body: bytes)
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Answers webhooks. The server repeats one until the status is 200 to 299, up to 11 times within a day."""
+    """Answers webhooks. The server sends a webhook up to 11 times in about a day, until the status is 200 to 299."""
 
     def do_POST(self) -> None:
         """Take a webhook if its signature is valid."""
@@ -72,12 +73,12 @@ def main(url: str) -> None:
     receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     Thread(target=receiver.serve_forever, daemon=True).start()
 
-    files: dict[str, str] = {}  # of jobs that have not ended, by their ID
+    files: dict[str, str] = {}  # names of the files to write, by the ID of their job, until the job has ended
     for number, prompt in enumerate(PROMPTS, 1):
         body: dict[str, Any] = {"prompt": prompt, "seed": 7, "webhook": f"http://127.0.0.1:{receiver.server_port}/"}
         response = requests.post(f"{url}/v1/jobs", json=body, timeout=TIMEOUT_S)
         if not response.ok:
-            sys.exit(response.text)  # it says which field is wrong, and what is allowed
+            sys.exit(response.text)  # the text names the wrong field and the allowed values
         files[response.json()["id"]] = f"job-{number}.png"
 
     while files:

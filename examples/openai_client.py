@@ -25,8 +25,8 @@ def save(name: str, b64_json: str | None) -> None:
     print(name)
 
 
-# `gpt-image-1` stands for the first model that the server loaded, and the size `auto` for that model's own. Fields that
-# OpenAI's API does not have go into `extra_body`.
+# `gpt-image-1` is an alias of the server's first model, and `auto` means the model's default size. Fields that OpenAI's
+# API does not have go into `extra_body`.
 response = client.images.generate(
     model="gpt-image-1",
     prompt="a cat on a blue background",
