@@ -214,7 +214,7 @@ def test_a_generator_accepts_the_settings_of_the_service(generator: Generator):
     """Such as `max_pixels`, which limits the size."""
     with Generator(["sd35-mini"], max_pixels=128 * 128, backend="onnx", threads=1) as small:
         assert small.generate("a cat", width=128, height=128, steps=1).width == 128
-        with pytest.raises(InvalidRequest, match="width: got 256; allowed: width x height of 16384 pixels at most"):
+        with pytest.raises(InvalidRequest, match="width: got 256; allowed: at most 16384 pixels in total"):
             small.generate("a cat", width=256, height=256)
     assert generator.generate("a cat", width=256, height=256, steps=1).width == 256
 
@@ -235,7 +235,7 @@ def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(f"SD35_{name}", value)
     with Generator() as small:
         assert len(small.generate_many("a cat", count=3, **SMALL)) == 3
-        with pytest.raises(InvalidRequest, match="width x height of 4096 pixels"):
+        with pytest.raises(InvalidRequest, match="at most 4096 pixels in total"):
             small.generate("a cat", width=128)
     with Generator(max_pixels=128 * 128, max_in_flight=1) as larger:
         assert larger.generate("a cat", steps=1).width == 128

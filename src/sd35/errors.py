@@ -12,7 +12,7 @@ Sd35Error
 ├── NotAcceptable         the client accepts no available image format (HTTP 406, exit 2)
 ├── LinkRefused           a link is expired or has a wrong signature   (HTTP 403, exit 1)
 ├── Overloaded            the service has no room for another image    (HTTP 429, exit 1)
-├── NotReady              the service is loading or closing            (HTTP 503, exit 1)
+├── NotReady              the service is loading, closing or broken    (HTTP 503, exit 1)
 ├── GenerationFailed      this image could not be generated            (HTTP 500, exit 1)
 │   └── NumericalFailure  its values became invalid                    (HTTP 500, exit 1)
 ├── ContentRefused        the operator's content filter refused it     (HTTP 422, exit 1)
@@ -199,9 +199,15 @@ class NotReady(Sd35Error):  # noqa: N818
 
     status = 503
 
-    def __init__(self, state: str, retry_after_s: float) -> None:
-        super().__init__(f"the service is {state}; try again in {retry_after_s:.0f} s")
+    def __init__(self, state: str, retry_after_s: float, remedy: str | None = None) -> None:
+        super().__init__(f"the service is {state}; {remedy or f'try again in {retry_after_s:.0f} s'}")
         self.state, self.retry_after_s = state, retry_after_s
+
+    @classmethod
+    def after_engine_failure(cls, retry_after_s: float) -> Self:
+        """Build the error for an engine with a failed thread. Waiting does not help: the service must be restarted."""
+        remedy = "it must be restarted (the reason is in its log)"
+        return cls("broken because its engine has failed", retry_after_s, remedy)
 
 
 class GenerationFailed(Sd35Error):  # noqa: N818

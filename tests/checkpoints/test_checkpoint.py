@@ -100,7 +100,7 @@ def test_an_unusable_path_is_refused_in_one_short_line(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
     with pytest.raises(
-        CheckpointError, match=rf"^(checkpoint: got )?'{path[:20]}.*(cannot be opened: |; allowed: )"
+        CheckpointError, match=rf"^checkpoint: (got )?'{path[:20]}.*(cannot be opened: |; allowed: )"
     ) as raised:
         open_checkpoint(path)
     assert len(str(raised.value)) < 300

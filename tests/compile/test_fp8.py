@@ -186,7 +186,7 @@ def test_a_build_that_fails_the_quality_gate_stores_nothing(
 
     monkeypatch.setattr("sd35.compile.calibration_run.calibrate", calibrate_badly)
     request = CalibrationRequest(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
-    with pytest.raises(BuildFailed, match=r"too much .*: -?\d+\.\d dB, \d+\.\d dB below the minimum of 25"):
+    with pytest.raises(BuildFailed, match=r"too much .* PSNR is -?\d+\.\d dB, \d+\.\d dB below the minimum of 25"):
         build_fp8(CHECKPOINT, graphs, request, QUIET)
     assert not graphs.path("transformer").exists()
     assert not list(tmp_path.glob("*/*"))

@@ -125,9 +125,9 @@ def test_every_size_is_generated_within_the_range_or_refused(width: int, height:
 @pytest.mark.parametrize(
     ("size", "card", "message"),
     [
-        ((1024, 128), MINI, "width: got 1024; allowed: 64 to 256, or more at an aspect of 4:1 at most"),
+        ((1024, 128), MINI, "width: got 1024; allowed: 64 to 256, or larger with an aspect ratio of at most 4:1"),
         ((48, 64), MINI, "width: got 48; allowed: 64 to 256, or larger"),
-        ((4096, 4096), MINI, "width x height of 4194304 pixels at most"),
+        ((4096, 4096), MINI, "at most 4194304 pixels in total (width x height)"),
         ((2064, 256), LARGE, "width: got 2064; allowed: 256 to 2048"),
         ((512, 128), LARGE, "height: got 128; allowed: 256 to 2048"),
     ],

@@ -28,7 +28,10 @@ _VAE: Config = {
 
 
 def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ...] = ()) -> Config:
-    """Configure an MMDiT, which has as many heads as layers, and 64 channels per head (SD3 paper, section 5.3)."""
+    """Return an MMDiT's configuration. It has as many heads as layers, of 64 channels each (SD3 paper, section 5.3).
+
+    `position_side` is the side of the square position table, in patches.
+    """
     return {
         "num_layers": layers, "num_attention_heads": layers, "attention_head_dim": 64,
         "caption_projection_dim": 64 * layers, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
@@ -39,7 +42,7 @@ def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ..
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of a checkpoint's five networks. `card` has the non-default values of its card."""
+    """The configurations of a checkpoint's five networks. `card` has the values of its card that are not defaults."""
 
     transformer: Config
     card: Config = field(default_factory=dict)

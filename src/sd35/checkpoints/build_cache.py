@@ -1,8 +1,8 @@
-"""A cache of folders that are built from a checkpoint, such as graphs and engines.
+"""A cache of folders that are built from a checkpoint, such as ONNX graphs and TensorRT engines.
 
-Each folder has a manifest with its key, which determines the content, and the checksums of its files. A folder counts
-as built only if its key and its files match. A reader may pass fewer fields of the key than the builder; all of them
-must match.
+Each folder has a manifest: the key that it was built with, and the sizes and checksums of its files. A folder counts as
+built if its files match the manifest, and the manifest has every field of the key that the caller passes. A reader may
+pass fewer fields than the builder did.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from sd35.errors import BuildFailed
 from sd35.parsing import read_json
 
 Key: TypeAlias = Mapping[str, Any]
-"""The JSON values, by name, that determine a folder's content."""
+"""Everything that determines a folder's content, such as the revision and the precision: JSON values by name."""
 
 MANIFEST = "manifest.json"
 
@@ -29,28 +29,29 @@ def build_root(cache_dir: Path, checkpoint: Checkpoint) -> Path:
 
 
 def is_built(folder: Path, key: Key, *, verify_checksums: bool = False) -> bool:
-    """Return whether a folder is complete and matches the key. By default, checks file sizes but not checksums."""
+    """Return whether a folder is complete and has all fields of the key. By default, checks sizes but not checksums."""
     try:
         manifest = read_json(folder / MANIFEST)
-        if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
+        as_stored = json.loads(json.dumps(key))  # JSON has lists instead of tuples
+        if {**manifest["key"], **as_stored} != manifest["key"]:  # a given field differs from the stored one
             return False
         files = manifest["files"]
         return bool(files) and all(
             _is_intact(folder / name, size, checksum if verify_checksums else None)
             for name, (size, checksum) in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a missing or damaged manifest or file
         return False
 
 
 def read_key(folder: Path) -> Key:
-    """Return all fields of a folder's key. The folder must be built."""
+    """Return all fields of the key that a folder was built with. Only for folders that `is_built` accepts."""
     key: Key = read_json(folder / MANIFEST)["key"]
     return key
 
 
 def fingerprint_of(folder: Path) -> str | None:
-    """Return eight hexadecimal digits that identify a folder's files, or None if it is not built."""
+    """Return eight hexadecimal digits that identify a folder's files, or None if it has no valid manifest."""
     try:
         files = read_json(folder / MANIFEST)["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -59,29 +60,31 @@ def fingerprint_of(folder: Path) -> str | None:
 
 
 def build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
-    """Build a folder unless it is already built. Return whether it was built by this call.
+    """Build a folder, or return False if it is already built.
 
     `write` fills a temporary folder, which replaces `folder` when it is complete. If several processes build the same
-    folder, one does it and the others wait. An error in `write` leaves `folder` unchanged.
+    folder, one of them builds it and the others wait. An error in `write` leaves `folder` unchanged.
 
     Raises BuildFailed if the folder cannot be written.
     """
-    if is_built(folder, key, verify_checksums=True):  # before locking, which a read-only cache does not allow
+    if is_built(folder, key, verify_checksums=True):  # checked without a lock, because the cache may be read-only
         return False
     try:
-        return _build(folder, key, write)
+        return _build_locked(folder, key, write)
     except OSError as error:
-        raise BuildFailed(f"{folder} cannot be built: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise BuildFailed(f"{folder} cannot be built: {reason}; correct this, or set another cache_dir") from error
 
 
-def _build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
+def _build_locked(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
+    """Build a folder under a lock. Return False if another process has built it while this one waited for the lock."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if is_built(folder, key, verify_checksums=True):
             return False
-        # If it exists, an earlier build was interrupted: nobody else writes it while this process has the lock.
+        # A temporary folder that exists already is from an interrupted build: nobody else writes it without the lock.
         temporary = folder.with_name(f".{folder.name}.incomplete")
         _remove(temporary)
         temporary.mkdir()
@@ -95,6 +98,7 @@ def _build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
 
 
 def _replace(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`. An existing folder is deleted after the rename."""
     old = folder.with_name(f".{folder.name}.old")
     _remove(old)
     if folder.exists():
@@ -111,6 +115,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_manifest(folder: Path, key: Key) -> None:
+    """Write the key, and the size and SHA-256 of each file. Flush all files to the disk."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(path)]
@@ -126,6 +131,7 @@ def _flush(path: Path) -> None:
 
 
 def _is_intact(path: Path, size_bytes: int, checksum: str | None) -> bool:
+    """Return whether a file has this size and, if given, this checksum. Raises OSError if it does not exist."""
     return path.stat().st_size == size_bytes and (checksum is None or _sha256(path) == checksum)
 
 

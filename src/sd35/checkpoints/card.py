@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: its defaults and limits beyond the weights."""
+"""The card of a checkpoint: the default values and limits of its images, from the file `sd35.json` or the registry."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 class SkipLayers:
     """Settings of skip-layer guidance.
 
-    `layers` are the indices of the transformer layers to skip, counted from 0. With N steps, counted from 0, guidance
-    applies to the steps strictly between `N * start` and `N * stop`, as in Diffusers.
+    `layers` are the indices of the transformer layers to skip, counted from 0. Guidance applies to the steps strictly
+    between `N * start` and `N * stop`, counted from 0, if an image has N steps. Diffusers does the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -32,14 +32,15 @@ class SkipLayers:
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a checkpoint's `sd35.json`. The defaults are those of the SD3.5 models.
+    """The contents of a checkpoint's `sd35.json`. The default values are right for the SD3.5 models.
 
     Attributes:
+        width: The default width in px. `height`, `steps` and `guidance_scale` are default values too.
         max_sequence_length: The length of T5's input in tokens.
-        side_px: The smallest and largest side of an image that the model can generate.
-        native_pixels: The number of pixels at which larger images are generated if `enlarges` is set.
-        enlarges: Whether an image with a side above `side_px` is generated at `native_pixels` with the same aspect
-            ratio, and then enlarged. Only for small test models.
+        side_px: The smallest and the largest side of an image that the model can generate.
+        native_pixels: The number of pixels (width x height) at which larger images are generated if `enlarges` is set.
+        enlarges: Whether an image with a side above `side_px` is generated with about `native_pixels` pixels and the
+            same aspect ratio, and then enlarged. Only for small test models.
         skip_layers: None if skip-layer guidance is not recommended for the model. The published model card of SD3.5
             Medium recommends layers 7, 8 and 9, a scale of 2.8, start 0.01 and stop 0.2.
     """

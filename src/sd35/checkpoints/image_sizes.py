@@ -10,8 +10,8 @@ from sd35.request import SIZE_MULTIPLE_PX
 def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
     """Return the size (width, height) at which an image of the requested size is generated.
 
-    It is the requested size, or the nearest native size if a side exceeds the card's range and the card `enlarges`.
-    Raises InvalidRequest if the requested size exceeds `max_pixels` or the card does not allow it.
+    This is the requested size. If a side exceeds the card's range and the card has `enlarges`, it is a smaller size of
+    nearly the same aspect ratio. Raises InvalidRequest if the requested size exceeds `max_pixels` or the card's limits.
     """
     for field, side_px in (("width", width_px), ("height", height_px)):
         if side_px % SIZE_MULTIPLE_PX or side_px <= 0:
@@ -20,13 +20,12 @@ def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -
     shorter, shorter_px = ("height", height_px) if width_px >= height_px else ("width", width_px)
     low_px, high_px = card.side_px
     if width_px * height_px > max_pixels:
-        raise InvalidRequest(longer, longer_px, f"width x height of {max_pixels} pixels at most")
+        raise InvalidRequest(longer, longer_px, f"at most {max_pixels} pixels in total (width x height)")
     if longer_px > high_px:
         if not card.enlarges:
             raise InvalidRequest(longer, longer_px, f"{low_px} to {high_px}")
         if longer_px * low_px > shorter_px * high_px:
-            aspect = f"{high_px / low_px:g}:1"
-            raise InvalidRequest(longer, longer_px, f"{low_px} to {high_px}, or more at an aspect of {aspect} at most")
+            raise InvalidRequest(longer, longer_px, size_rule(card))
         return _native_size(width_px, height_px, card)
     if shorter_px < low_px:
         raise InvalidRequest(shorter, shorter_px, size_rule(card))
@@ -34,17 +33,19 @@ def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -
 
 
 def size_rule(card: Card) -> str:
-    """Describe the sides that a card allows, for error messages."""
+    """Describe the sides that a card allows, for the "allowed" part of error messages."""
     low_px, high_px = card.side_px
-    larger = f", or larger at an aspect of {high_px / low_px:g}:1 at most (generated smaller, then enlarged)"
-    return f"{low_px} to {high_px}{larger if card.enlarges else ''}"
+    if not card.enlarges:
+        return f"{low_px} to {high_px}"
+    aspect = f"{high_px / low_px:g}:1"
+    return f"{low_px} to {high_px}, or larger with an aspect ratio of at most {aspect} (enlarged from a smaller image)"
 
 
 def aspect_size(aspect_width: int, aspect_height: int, card: Card) -> tuple[int, int]:
-    """Return the size (width, height) for an aspect ratio. It has at most the pixels of the card's default size.
+    """Return the size (width, height) for an aspect ratio, with at most as many pixels as the card's default size.
 
-    At a megapixel, sides are multiples of 64. This gives the sizes that SDXL and SD3 were trained with (1344x768,
-    1216x832, 1536x640). For other default sizes, the multiple scales with the side; it is at least 16.
+    If the default size has a megapixel, sides are multiples of 64 px. This gives the sizes that SDXL and SD3 were
+    trained with (1344x768, 1216x832, 1536x640). Smaller default sizes have a smaller multiple: 16, 32 or 48 px.
     """
     area = card.width * card.height
     multiple_px = SIZE_MULTIPLE_PX * max(1, 4 * math.isqrt(area) // 1024)
@@ -56,7 +57,7 @@ def aspect_size(aspect_width: int, aspect_height: int, card: Card) -> tuple[int,
 
 
 def _native_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
-    """Return the nearest size with this aspect ratio and the native number of pixels, within the card's range."""
+    """Return the size (width, height) with this aspect ratio and about `native_pixels`, within the card's range."""
     scale = math.sqrt(card.native_pixels / (width_px * height_px))
     low_px, high_px = card.side_px
     width, height = (

@@ -29,16 +29,16 @@ _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors\Z")
 def checkpoint_files(paths: Iterable[str]) -> list[str]:
     """Select the paths that belong to a checkpoint, sorted.
 
-    If a part has both a single weight file and shards, only the single file is selected, as in Diffusers and
-    Transformers.
+    If a part has both a single weight file and shards (numbered files with a part of the weights each), only the single
+    file is selected, as in Diffusers and Transformers.
     """
-    files = sorted(path for path in paths if _belongs(PurePosixPath(path)))
+    files = sorted(path for path in paths if _is_of_checkpoint(PurePosixPath(path)))
     unsharded = {folder for folder, stem in _WEIGHTS.items() if f"{folder}/{stem}.safetensors" in files}
     return [path for path in files if not (_is_sharded(path) and str(PurePosixPath(path).parent) in unsharded)]
 
 
 def missing_files(directory: Path) -> list[str]:
-    """List the files that are missing for a complete checkpoint, as paths relative to the directory."""
+    """List the files that a directory lacks for a complete checkpoint, as relative paths."""
     required = ["model_index.json", "scheduler/scheduler_config.json"]
     required += [f"{folder}/config.json" for folder in _WEIGHTS]
     required += [f"{folder}/tokenizer_config.json" for folder in _TOKENIZERS]
@@ -46,7 +46,8 @@ def missing_files(directory: Path) -> list[str]:
     return [path for path in (*required, *weights) if not (directory / path).is_file()]
 
 
-def _belongs(path: PurePosixPath) -> bool:
+def _is_of_checkpoint(path: PurePosixPath) -> bool:
+    """Return whether a relative path is a configuration, a tokenizer's file, a graph, a weight file or an index."""
     folder = str(path.parent)
     if folder == ".":
         return path.name in {"model_index.json", CARD_FILE}
@@ -59,13 +60,14 @@ def _belongs(path: PurePosixPath) -> bool:
 
 
 def _is_sharded(path: str) -> bool:
+    """Return whether a path is a shard, or the index that lists the shards."""
     return path.endswith(_INDEX) or _SHARD.search(path) is not None
 
 
 def weight_files(directory: Path, folder: str) -> list[str]:
     """List a part's weight files as relative paths. They may not exist.
 
-    If the part's index is not valid, its shards are unknown, and the path has `*` in place of their numbers.
+    If the part's index is not valid, its shards are unknown. The only path then has `*` in place of the numbers.
     """
     try:
         shards = weight_map(directory, folder)
@@ -77,7 +79,7 @@ def weight_files(directory: Path, folder: str) -> list[str]:
 
 
 def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
-    """Read a part's index and return the shard of each parameter, or None if the part has a single weight file.
+    """Return the file (shard) of each parameter from a part's index, or None if the part has a single weight file.
 
     Raises CheckpointError if the index is not valid.
     """
@@ -93,10 +95,12 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
         raise CheckpointError(f"{index} is not valid JSON: {error}; download or copy the file again") from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict):
-        raise CheckpointError(f"{index}: expected a weight_map of parameters and shards, found {shown(shards)}")
+        raise CheckpointError(
+            f"{index}: expected a JSON object weight_map, found {shown(shards)}; download or copy the file again"
+        )
     for name, shard in shards.items():
         # A file of another name would not be part of the checkpoint's revision, and could be outside its directory.
         if not (isinstance(shard, str) and _SHARD.sub("", shard) == stem):
-            allowed = f"{stem}-00001-of-00002.safetensors and the like"
-            raise CheckpointError(f"{index}: weight_map: {shown(name)}: got {shown(shard)}; allowed: {allowed}")
+            allowed = f"file names such as {stem}-00001-of-00002.safetensors"
+            raise CheckpointError(f"{index}, weight_map, {shown(name)}: got {shown(shard)}; allowed: {allowed}")
     return shards

@@ -1,4 +1,4 @@
-"""Read the JSON files of a checkpoint's parts and validate the fields that this project uses."""
+"""Read the configuration files of a checkpoint's parts, and validate the fields that this project uses."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import Field, StrictInt, ValidationError, create_model
 from sd35.errors import CheckpointError
 from sd35.parsing import read_json, shown
 
+_REMEDY = "correct the file, or download or copy it again"
 _Size = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 _Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -24,7 +25,7 @@ _FIELDS: dict[str, Any] = {
     "block_out_channels": (Annotated[list[_Size], Field(min_length=1)], None),
     "dual_attention_layers": (list[Annotated[StrictInt, Field(ge=0)]], None),
 }
-_UsedFields = create_model("_UsedFields", **_FIELDS)  # the fields of configurations that this project uses
+_UsedFields = create_model("_UsedFields", **_FIELDS)  # all fields are optional, because each part has only some
 
 
 class Config(dict[str, Any]):
@@ -35,7 +36,7 @@ class Config(dict[str, Any]):
         self._file = file
 
     def __missing__(self, name: str) -> Any:  # noqa: ANN401  it always raises
-        raise CheckpointError(f"{self._file}: {name} is missing")
+        raise CheckpointError(f"{self._file}: {name} is missing; {_REMEDY}")
 
 
 def read_config(file: Path) -> Config:
@@ -52,15 +53,17 @@ def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises CheckpointError if the file cannot be read or contains another value."""
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; {_REMEDY}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}; {_REMEDY}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}")
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}; {_REMEDY}")
     return content
 
 
 def explain(error: ValidationError) -> str:
-    """Describe a validation error: each field, its value, and the reason."""
+    """Describe a validation error: for each wrong field, its name, its value, and the allowed values."""
     return "; ".join(
         f"{'.'.join(map(str, detail['loc']))}: got {shown(detail['input'])}; {detail['msg']}"
         for detail in error.errors()

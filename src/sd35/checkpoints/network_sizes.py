@@ -26,8 +26,9 @@ class Network:
     Attributes:
         values: The number of parameters.
         largest_layer: The number of parameters in the largest layer.
-        stored_bytes: The size of the files.
-        stored_as: The precision of the files; for others, the safetensors type, or "an ONNX graph".
+        stored_bytes: The size of the weights on disk.
+        stored_as: The number format of the files: "float32", "float16", "bfloat16", another safetensors type such as
+            "F8_E4M3", or "an ONNX graph".
         config: The network's configuration.
     """
 
@@ -40,9 +41,11 @@ class Network:
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The sizes of a checkpoint's networks, by the names of their directories.
+    """The sizes of a checkpoint's networks.
 
-    `has_graphs` tells whether ONNX graphs exist, which some backends need.
+    Attributes:
+        networks: The sizes by the name of the network's directory, one for each of `NETWORKS`.
+        has_graphs: Whether the checkpoint has ONNX graphs, which some backends need.
     """
 
     name: str
@@ -52,7 +55,7 @@ class NetworkSizes:
 
 
 def network_sizes_on_disk(checkpoint: Checkpoint) -> NetworkSizes:
-    """Count the parameters of a checkpoint on disk from its file headers. Raises CheckpointError."""
+    """Measure a checkpoint on disk from its file headers. Raises CheckpointError if a file is missing or damaged."""
     if graphs := checkpoint.graphs:
         networks = {name: _network_of_graph(checkpoint, graphs, name) for name in NETWORKS}
         return NetworkSizes(checkpoint.name, checkpoint.card, networks, has_graphs=True)
@@ -64,21 +67,23 @@ def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
     """Return the sizes of a registered checkpoint that is not on disk. Raises CheckpointError if they are unknown."""
     if entry.name not in ARCHITECTURES or not entry.files:
         raise CheckpointError(
-            f"{entry.name} is not on disk, and its shapes are unknown; download it with: sd35 pull {entry.name}"
+            f"{entry.name} is not on disk, so the sizes of its networks are unknown; download it with:"
+            f" sd35 pull {entry.name}"
         )
     architecture, networks = ARCHITECTURES[entry.name], {}
     for name in NETWORKS:
         stored = sum(size for path, size in entry.files.items() if path.startswith(f"{name}/"))
         config: Config = getattr(architecture, name)
         stored_as = "bfloat16" if name in {"transformer", "vae"} else "float16"
+        # All published weights have 16 bits, so a parameter takes two bytes.
         networks[name] = Network(stored // 2, _largest_layer(name, config), stored, stored_as, config)
     return NetworkSizes(entry.name, entry.card, networks)
 
 
 def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
-    """Estimate the number of parameters from the size of the files, at two bytes per parameter.
+    """Estimate the size of a network of NVIDIA's graphs from the size of its files, at two bytes per parameter.
 
-    For the transformer, count them from its shapes, because in FP8 some parameters take one byte.
+    The transformer's parameters are counted from its shapes instead, because in FP8 some parameters take one byte.
     """
     config = checkpoint.config(name)
     stored = sum(path.stat().st_size for path in graphs.path(name).parent.iterdir() if path.is_file())
@@ -89,20 +94,22 @@ def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str)
 def blocks_values(config: Mapping[str, Any]) -> int:
     """Count the parameters in the matrices of an MMDiT's blocks (SD3 paper, section 4).
 
-    All numbers are multiples of the squared width. A block has 6 for modulation, 4 for attention and 8 for the
-    feed-forward layer, both for the image and for the text. A second attention adds 3 for modulation and 4. The last
-    block's text stream ends in the attention.
+    All numbers are multiples of the squared width. For each stream (image and text), a block has 6 for modulation, 4
+    for attention (q, k, v, output) and 8 for the feed-forward layer. The text stream of the last block ends in the
+    attention: it has 2 for modulation and 3 for q, k and v. A second attention adds 3 for modulation and 4 for itself.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    last, each, dual = 6 + 4 + 8 + 2 + 3, 36, 7
-    squares = (config["num_layers"] - 1) * each + last + dual * len(config.get("dual_attention_layers", ()))
+    stream = 6 + 4 + 8
+    last_block, block, second_attention = stream + 2 + 3, 2 * stream, 3 + 4
+    squares = (config["num_layers"] - 1) * block + last_block
+    squares += second_attention * len(config.get("dual_attention_layers", ()))
     return int(squares * width**2)
 
 
 def _transformer_values(config: Mapping[str, Any]) -> int:
-    """Count the parameters in all matrices of an MMDiT, which are 99 % of the total.
+    """Count the parameters in the matrices of an MMDiT. They are 99 % of all its parameters.
 
-    The embeddings of time and text, and the last norm, have about 4 times the squared width.
+    Besides the blocks, the embeddings of time and text and the last norm have about 4 times the squared width.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     inputs = config["pos_embed_max_size"] ** 2 + config["joint_attention_dim"] + config["pooled_projection_dim"]
@@ -110,23 +117,25 @@ def _transformer_values(config: Mapping[str, Any]) -> int:
 
 
 def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:
+    """Measure a network from the headers of its weight files. Raises CheckpointError if they contain no weights."""
     config, weights = checkpoint.config(name), checkpoint.weights(name)
     if "shared.weight" in weights:
-        weights = {key: weight for key, weight in weights.items() if key != "encoder.embed_tokens.weight"}  # tied
+        # Some files of T5 store its embedding twice, under two names. It is one parameter.
+        weights = {key: weight for key, weight in weights.items() if key != "encoder.embed_tokens.weight"}
     values, stored, by_tag = 0, 0, Counter[str]()
     for weight in weights.values():
-        count = prod(weight.stored.shape) // weight.of
+        count = prod(weight.stored.shape) // weight.of  # `of` parameters share the stored tensor
         values += count
         stored += weight.stored.nbytes // weight.of
         by_tag[weight.stored.dtype] += count
     if not values:
-        raise CheckpointError(f"{checkpoint.directory / name} contains no weights")
-    ((tag, _),) = by_tag.most_common(1)
+        raise CheckpointError(f"{checkpoint.directory / name} contains no weights; download or copy its files again")
+    ((tag, _),) = by_tag.most_common(1)  # the type of most parameters
     return Network(values, _largest_layer(name, config), stored, _DTYPES.get(tag, tag), config)
 
 
 def _largest_layer(name: str, config: Mapping[str, Any]) -> int:
-    """Count the parameters of the largest layer. With sequential offload, only one layer is on the device."""
+    """Count the parameters of a network's largest layer. With the offload `sequential`, one layer is on the device."""
     if name == "vae":
         return int(max(config["block_out_channels"]) ** 2 * 9)  # a convolution of 3 x 3
     if name == "transformer":

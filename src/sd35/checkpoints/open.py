@@ -27,13 +27,14 @@ def open_checkpoint(
     """Open a checkpoint: a registered name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
     Args:
-        name_or_path: A registered name always opens the registered revision. `./sd3.5-medium` is a directory.
+        name_or_path: What to open. A registered name takes precedence over a directory of the same name, which
+            `./NAME` opens.
         registry_file: The user's file of registered checkpoints.
         weights: Files that are read instead of the checkpoint's own weights.
-        base_checkpoint: A registered name, or a directory in the Diffusers layout. It provides configurations and
-            tokenizers for single files and NVIDIA's graphs, and for single files also missing parts. For a single
-            file, the default is the registered checkpoint of the same architecture.
-        transformer: Which of NVIDIA's transformer graphs to read.
+        base_checkpoint: A registered name, or a directory in the Diffusers layout. It provides the configurations and
+            tokenizers that NVIDIA's graphs and single files lack, and the parts that a single file lacks. The default
+            for a single file is the built-in checkpoint of the same architecture.
+        transformer: The precision of NVIDIA's transformer graph. "auto" selects an existing one.
 
     Raises:
         CheckpointError: The path does not exist or is of another kind, or a part is missing or damaged.
@@ -45,14 +46,17 @@ def open_checkpoint(
         checkpoint = checkpoint or _open_path(name_or_path, registry_file, files, base_checkpoint, transformer)
     except (OSError, RuntimeError) as error:  # RuntimeError: from `expanduser`, and from circular links
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{shown(name_or_path)} cannot be opened: {reason}") from error
+        raise CheckpointError(f"checkpoint: {shown(name_or_path)} cannot be opened: {reason}") from error
     return replace(checkpoint, opened_as=name_or_path)
 
 
 def _open_name(
     name: str, registry_file: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
 ) -> Checkpoint | None:
-    """Open a registered checkpoint, or return None if the name is not registered."""
+    """Open the embedded or a registered checkpoint, or return None if the name is neither.
+
+    Without `needs_weights`, its weight files may be missing.
+    """
     if name == EMBEDDED:
         return _open_directory(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
     entry = load_registry(registry_file).get(name)
@@ -86,6 +90,10 @@ def _open_path(
 def _open_graphs(
     graphs: OfficialGraphs, base_checkpoint: str | None, registry_file: Path | None, files: tuple[Path, ...]
 ) -> Checkpoint:
+    """Combine NVIDIA's graphs with the configurations and tokenizers of the base checkpoint.
+
+    Raises CheckpointError if `base_checkpoint` is None or cannot be opened.
+    """
     if base_checkpoint is None:
         raise CheckpointError(
             f"{graphs.directory} contains ONNX graphs, but no tokenizers or configurations; name a checkpoint that has"
@@ -101,6 +109,11 @@ def _open_graphs(
 def _open_entry(
     entry: RegisteredCheckpoint, name: str, files: tuple[Path, ...], *, needs_weights: bool = True
 ) -> Checkpoint:
+    """Open a registered checkpoint from Hugging Face's cache, under `name`, with `files` in place of its own weights.
+
+    Raises CheckpointError if a file is missing. Without `needs_weights`, or if `files` replace them, weight files may
+    be missing.
+    """
     directory = cache_paths(entry).snapshot
     checkpoint = Checkpoint(name, directory, entry.card, files)
     missing = missing_files(directory)
@@ -116,17 +129,17 @@ def _open_entry(
 
 
 def _identify(file: Path) -> str:
-    """Return the name of the built-in checkpoint with a single file's architecture.
+    """Return the name of the built-in checkpoint with the same architecture as a single file.
 
-    Large and Turbo have the same shapes and are distinguished by the file name. Raises CheckpointError if no built-in
-    checkpoint has this architecture.
+    Large and Large Turbo have the same shapes, so the file name decides between them. Raises CheckpointError if no
+    built-in checkpoint has this architecture.
     """
     parts = weights_of_file(file)
     transformer = parts.get("transformer", {})
     layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
     if not layers:
         raise CheckpointError(
-            f"{file}: expected a transformer, found only {', '.join(parts)}; pass the file with --weights"
+            f"{file}: expected a transformer, found only {', '.join(parts)}; pass this file with --weights instead"
         )
     match len(layers), any(".attn2." in name for name in transformer):
         case 24, True:
@@ -134,13 +147,14 @@ def _identify(file: Path) -> str:
         case 38, False:
             return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
     raise CheckpointError(
-        f"{file}: expected the 38 layers of SD3.5 Large or the 24 of Medium, found {len(layers)}; for another"
-        " architecture, give a directory in the Diffusers layout with --checkpoint and this file with --weights"
+        f"{file}: expected the 38 layers of SD3.5 Large or the 24 layers of Medium, found {len(layers)}; for another"
+        " architecture, pass a directory in the Diffusers layout with --checkpoint and this file with --weights"
     )
 
 
 def _open_directory(directory: Path, name: str, default_card: Card, files: tuple[Path, ...]) -> Checkpoint:
     """Open a directory in the Diffusers layout. `default_card` applies if the directory has no card."""
     if absent := [part for part in PARTS if not (directory / part).is_dir()]:
-        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: no {', '.join(absent)}")
+        lacking = " and no ".join(absent)
+        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: it has no {lacking}")
     return Checkpoint(name, directory, read_card(directory / CARD_FILE) or default_card, files)

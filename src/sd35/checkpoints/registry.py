@@ -21,9 +21,11 @@ class RegisteredCheckpoint:
     """A checkpoint in a repository of the Hugging Face hub, at one revision.
 
     Attributes:
-        revision: A commit. A branch or a tag could move to other files.
-        files: The weight files and their sizes in bytes, for estimates without the hub. A download uses the hub's own
-            list.
+        repository: OWNER/NAME on the hub.
+        revision: The full hash of a commit. A branch or a tag could move to other files.
+        card: Its defaults and limits, for checkpoints without the file `sd35.json`.
+        files: The sizes of the weight files in bytes, by path, for estimates without the hub. A download uses the hub's
+            own list.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -41,7 +43,7 @@ class RegisteredCheckpoint:
 
 
 def load_registry(registry_file: Path | None) -> dict[str, RegisteredCheckpoint]:
-    """Return the registered checkpoints by name: the built-in ones, then those of the user's file.
+    """Return the registered checkpoints by name: the built-in ones, then those in the user's registry file.
 
     Raises InvalidSetting if the user's file is not valid or redefines a built-in name.
     """
@@ -68,12 +70,14 @@ def _built_in() -> dict[str, RegisteredCheckpoint]:
 
 
 def _read(path: Path) -> dict[str, RegisteredCheckpoint]:
+    """Parse a registry file: a TOML table for each checkpoint. Raises InvalidSetting if it is not valid."""
     try:
         content = read_toml(path)
     except OSError as error:
         raise InvalidSetting(f"registry: {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InvalidSetting(f"registry: {path} cannot be read as TOML: {error}") from error
+    # The table's name becomes a field. Values that are no tables stay as they are, for the validation to report.
     named = {name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in content.items()}
     try:
         return TypeAdapter(dict[str, RegisteredCheckpoint]).validate_python(named)

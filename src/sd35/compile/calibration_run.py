@@ -1,4 +1,4 @@
-"""The part of an FP8 build that needs PyTorch: calibration, sensitivity ranking, and reference images.
+"""The part of an FP8 build that needs PyTorch: calibration, the ranking of layers, and reference images.
 
 The result is cached in a separate folder, so that a build that is interrupted later does not repeat this part.
 """
@@ -30,7 +30,13 @@ _CALIBRATION, _ARRAYS = "calibration.json", "arrays.npz"
 class CalibrationRequest:
     """The parameters of calibration and evaluation.
 
-    `with_sensitivity` also ranks the layers, which takes one evaluation for each layer.
+    Attributes:
+        recipe: The sampling parameters of all images.
+        calibration_prompts: The prompts to find the largest inputs with.
+        evaluation_prompts: The prompts of the images that are compared with reference images.
+        device: The device of the `diffusers` backend.
+        threads: The number of processor threads. 0 means one per core.
+        with_sensitivity: Whether to rank the layers too. This takes one call of the transformer for each layer.
     """
 
     recipe: Recipe
@@ -43,7 +49,14 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """The largest input magnitude by layer, the ranking, and data of the evaluation prompts for the quality gate."""
+    """The result of a calibration.
+
+    Attributes:
+        largest_inputs: The largest input magnitude by layer.
+        sensitivity: The ranking of the layers. Empty if it was not requested.
+        evaluation_texts: The embeddings of the evaluation prompts.
+        reference_images: The images of the evaluation prompts without FP8, uint8 `[height, width, 3]`.
+    """
 
     largest_inputs: Mapping[str, float]
     sensitivity: list[Sensitivity]
@@ -54,9 +67,10 @@ class CalibrationResult:
 def run_calibration(
     folder: Path, key: Key, checkpoint: Checkpoint, request: CalibrationRequest, stages: Stages
 ) -> CalibrationResult:
-    """Calibrate, or load the result from the folder if it was built with the same key.
+    """Calibrate and store the result in `folder`, or read it from there if it was built with the same key.
 
-    Raises BackendUnavailable, CheckpointError.
+    Raises BackendUnavailable without PyTorch, CheckpointError if the checkpoint cannot be loaded, BuildFailed if the
+    folder cannot be written.
     """
     build(folder, {**key, "ranked": request.with_sensitivity}, partial(_calibrate, checkpoint, request, stages))
     calibration = json.loads((folder / _CALIBRATION).read_text(encoding="utf-8"))
@@ -64,17 +78,18 @@ def run_calibration(
         count = len(request.evaluation_prompts)
         negative, *texts = [_load_text(arrays, index) for index in range(count + 1)]
         images = [arrays[f"image {index}"] for index in range(count)]
-    ranking = [Sensitivity(**each) for each in calibration["sensitivity"]]
+    ranking = [Sensitivity(**layer) for layer in calibration["sensitivity"]]
     return CalibrationResult(calibration["largest_inputs"], ranking, [(text, negative) for text in texts], images)
 
 
 def _calibrate(checkpoint: Checkpoint, request: CalibrationRequest, stages: Stages, folder: Path) -> None:
+    """Calibrate, rank the layers, generate the reference images, and write the results to `folder`."""
     with stages.stage("load PyTorch's networks"):
         options = Options(device=request.device, threads=request.threads, offload="encoders")
         backend = open_backend("diffusers", checkpoint, options)
         assert isinstance(backend, DiffusersBackend)
         negative, *positive = backend.encode_text(["", *request.calibration_prompts, *request.evaluation_prompts])
-    texts, count = [(each, negative) for each in positive], len(request.calibration_prompts)
+    texts, count = [(embedding, negative) for embedding in positive], len(request.calibration_prompts)
     calibration_texts, evaluation_texts = texts[:count], texts[count:]
     with stages.stage("calibrate", count * request.recipe.steps) as advance:
         calibration = calibrate(backend, request.recipe, calibration_texts, advance)
@@ -84,15 +99,17 @@ def _calibrate(checkpoint: Checkpoint, request: CalibrationRequest, stages: Stag
             ranking = rank(backend, calibration, advance)
     with stages.stage("generate reference images", len(evaluation_texts)) as advance:
         images = generate_images(backend, request.recipe, evaluation_texts, advance)
-    result = {"largest_inputs": calibration.largest_inputs, "sensitivity": [each._asdict() for each in ranking]}
+    result = {"largest_inputs": calibration.largest_inputs, "sensitivity": [layer._asdict() for layer in ranking]}
     (folder / _CALIBRATION).write_text(json.dumps(result), encoding="utf-8")
     arrays = {f"image {index}": image for index, image in enumerate(images)}
-    for index, text in enumerate((negative, *(each for each, _ in evaluation_texts))):
-        array, _ = as_arrays((text, text))
+    # Index 0 is the negative prompt, which all texts share. The evaluation prompts follow, as `_load_text` expects.
+    for index, embedding in enumerate((negative, *(prompt for prompt, _ in evaluation_texts))):
+        array, _ = as_arrays((embedding, embedding))
         arrays |= {f"tokens {index}": array.tokens, f"pooled {index}": array.pooled}
     np.savez(folder / _ARRAYS, allow_pickle=False, **arrays)
 
 
 def _load_text(arrays: Mapping[str, Array], index: int) -> TextEmbedding:
+    """Return the embedding that `_calibrate` stored under an index."""
     tokens, pooled = arrays[f"tokens {index}"], arrays[f"pooled {index}"]
     return TextEmbedding(tokens, pooled, tokens.nbytes + pooled.nbytes)

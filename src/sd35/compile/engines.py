@@ -1,7 +1,8 @@
-"""Build TensorRT engines from a checkpoint's graphs: one for each network, with a profile for each size bucket.
+"""Build TensorRT engines from a checkpoint's graphs: one engine for each network.
 
-TensorRT-RTX builds without a GPU for any architecture that it supports. Standard TensorRT must build on the GPU that
-runs the engine.
+An engine has an optimization profile of TensorRT for each size bucket: the range of input shapes that it supports, and
+the shapes that it is fastest for. TensorRT-RTX builds without a GPU for any architecture that it supports. Standard
+TensorRT must build on the GPU that runs the engine. Here, a flavour is one of these two libraries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,33 +23,33 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, InvalidSetting
 from sd35.tensors import LATENT_PX
 
-MAX_PROMPTS = 8  # in a batch of a text encoder
-DEFAULT_ROWS = 8  # in a batch of the transformer; the scheduler's batches have as many
+MAX_PROMPTS = 8  # largest batch of a text encoder
+DEFAULT_ROWS = 8  # largest batch of the transformer; the scheduler's batches have at most as many rows
 TYPICAL_ROWS = 2  # one image with guidance: two rows of the transformer, or two prompts of a text encoder
-STREAMABLE = {"text_encoder_3", "transformer"}  # large networks whose weights may stay in the host's memory
+STREAMABLE = {"text_encoder_3", "transformer"}  # large networks: their weights may stay in the host's memory
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""The smallest, the typical and the largest shape of each input."""
+"""The smallest, the typical and the largest shape of each input, by name."""
 
 
 @dataclass(frozen=True)
 class EngineShapes:
-    """The shapes that engines support: size buckets, and the largest batch of the transformer."""
+    """The shapes that engines support: size buckets, and the largest batch of the transformer (`rows`)."""
 
     buckets: Sequence[Bucket]
     rows: int
 
     def batch(self, part: str) -> int:
-        """Return the largest batch of a network. Images are decoded one at a time."""
+        """Return the largest batch of a network's engine. Images are decoded one at a time."""
         return {"transformer": self.rows, "vae": 1}.get(part, MAX_PROMPTS)
 
     def buckets_text(self, part: str) -> str:
-        """Format the size buckets of the transformer and the decoder. Return "" for text encoders."""
+        """Return the size buckets as in `--shapes`, or "" for text encoders: their inputs have no image size."""
         return text_of(self.buckets) if part in {"transformer", "vae"} else ""
 
 
 def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
-    """Return the targets for GPU architectures, by default those of this machine's GPUs.
+    """Return what engines are built for: the architectures `gpus`, or by default those of this machine's GPUs.
 
     Raises InvalidSetting if this machine cannot build for an architecture.
     """
@@ -72,7 +73,7 @@ class EngineBuilder:
         self._builder = flavour.trt.Builder(flavour.log)
 
     def network(self, part: str) -> tuple[Network, object]:
-        """Parse a part's graph as a strongly typed network. Also returns the parser, which must outlive the network.
+        """Parse a part's graph as a strongly typed network. Return it with the parser, which must outlive the network.
 
         Raises CheckpointError if the graph is missing or damaged, BuildFailed if TensorRT cannot parse it.
         """
@@ -82,21 +83,21 @@ class EngineBuilder:
         parser = trt.OnnxParser(network, self._flavour.log)
         if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are relative to the path
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            reasons = "; ".join(f"{each.node_operator()} {each.node_name()!r}: {each.desc()}" for each in errors)
+            reasons = "; ".join(f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors)
             raise BuildFailed(f"{path}: {self._flavour.name} {self._flavour.version} cannot read it: {reasons}")
         return network, parser
 
     def profiles(self, part: str) -> list[Shapes]:
-        """Return the shapes of a network's inputs for each size bucket. Text encoders have only one entry."""
+        """Return the shapes of a network's inputs for each size bucket. Text encoders have only one item."""
         interface, max_batch = self._interfaces[part], self.shapes.batch(part)
         batches = (1, min(TYPICAL_ROWS, max_batch), max_batch)
         if not self.shapes.buckets_text(part):
-            return [_shapes(interface, batches, [(0, 0)] * 3)]
-        sizes = [[each.smallest, each.typical, each.largest] for each in self.shapes.buckets]
-        return [_shapes(interface, batches, each) for each in sizes]
+            return [_shapes(interface, batches, [(0, 0)] * 3)]  # the inputs have no axis for an image size
+        buckets = [[bucket.smallest, bucket.typical, bucket.largest] for bucket in self.shapes.buckets]
+        return [_shapes(interface, batches, sizes) for sizes in buckets]
 
     def build(self, part: str, target: Target) -> Buffer:
-        """Build and serialise an engine. Raises the errors of `network`, and BuildFailed if TensorRT fails."""
+        """Build and serialise an engine. Raises the errors of `network`, and BuildFailed if the build fails."""
         network, parser = self.network(part)
         config = self._builder.create_builder_config()
         trt = self._flavour.trt
@@ -109,9 +110,9 @@ class EngineBuilder:
         for profile in profiles:
             if config.add_optimization_profile(profile) < 0:
                 sizes, errors = self.shapes.buckets_text(part), self._flavour.log.take_errors()
-                raise BuildFailed(f"{self.graphs.path(part)}: TensorRT rejects the sizes {sizes}: {errors}")
+                raise BuildFailed(f"{self.graphs.path(part)}: TensorRT rejects the sizes {sizes} of --shapes: {errors}")
         engine = self._builder.build_serialized_network(network, config)
-        del parser
+        del parser  # kept until here, because the network refers to it
         if engine is None:
             errors = self._flavour.log.take_errors()
             reason = errors or "it gave no reason"
@@ -119,6 +120,7 @@ class EngineBuilder:
         return engine
 
     def _profile(self, shapes: Shapes) -> Profile:
+        """Create an optimization profile with these shapes."""
         profile = self._builder.create_optimization_profile()
         for name, (smallest, typical, largest) in shapes.items():
             profile.set_shape(name, smallest, typical, largest)
@@ -126,7 +128,7 @@ class EngineBuilder:
 
 
 def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stages: Stages) -> list[Path]:
-    """Build the five engines that are not built yet, and return their folders in the order of their use.
+    """Build those of the five engines that are not built yet. Return the folders of all five, in the order of use.
 
     Raises CheckpointError if a graph is missing or damaged, BuildFailed if TensorRT cannot build it.
     """
@@ -147,15 +149,22 @@ def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stage
 
 
 def _write(builder: EngineBuilder, part: str, target: Target, folder: Path) -> None:
+    """Build an engine and write it to a folder."""
     (folder / ENGINE_FILE).write_bytes(builder.build(part, target))
 
 
 def _shapes(interface: Interface, batches: Sequence[int], sizes: Sequence[Size]) -> Shapes:
-    """Compute the three shapes of each input. Axis 0 is the batch; axes 2 and 3 of a latent are height and width."""
+    """Return the smallest, the typical and the largest shape of each input, for three batches and three image sizes.
+
+    Axis 0 of an input is the batch. Axes 2 and 3 of a latent are the height and the width.
+    """
 
     def shape(dimensions: Dimensions, index: int) -> tuple[int, ...]:
         width, height = (side // LATENT_PX for side in sizes[index])
         changing = {0: batches[index], 2: height, 3: width}
         return tuple(changing[axis] if isinstance(size, str) else size for axis, size in enumerate(dimensions))
 
-    return {name: (shape(each, 0), shape(each, 1), shape(each, 2)) for name, each in interface.inputs.items()}
+    return {
+        name: (shape(dimensions, 0), shape(dimensions, 1), shape(dimensions, 2))
+        for name, dimensions in interface.inputs.items()
+    }

@@ -23,12 +23,20 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed
 
 REPORT = "report.json"
-MIN_FP8_SHARE = 0.9  # of the parameters in attention and feed-forward layers; with less, FP8 saves too little
+MIN_FP8_SHARE = 0.9  # share of the parameters in attention and feed-forward layers; with less, FP8 saves too little
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of an FP8 transformer, stored next to the graph as `report.json`."""
+    """The report of an FP8 transformer, stored next to the graph as `report.json`.
+
+    Attributes:
+        exempt_blocks: The indices of the blocks that stay in BF16.
+        sizes: The sizes of the graph's weights.
+        quality: How close its images are to the reference images.
+        sensitivity: The layers and the error that FP8 adds in each, the largest first. Empty if not measured.
+        largest_inputs: The largest input magnitude of each layer with FP8 weights, from the calibration.
+    """
 
     exempt_blocks: tuple[int, ...]
     sizes: Sizes
@@ -40,7 +48,7 @@ class Report:
         """Return the report as JSON values, including the mean quality and its minimum."""
         plain = asdict(self)
         plain["quality"] |= {"mean_db": self.quality.mean_db, "bar_db": MIN_MEAN_DB}
-        return {**plain, "sensitivity": [each._asdict() for each in self.sensitivity]}
+        return {**plain, "sensitivity": [layer._asdict() for layer in self.sensitivity]}
 
 
 def build_fp8(
@@ -53,37 +61,43 @@ def build_fp8(
 ) -> None:
     """Build the FP8 transformer of `graphs`, unless it is already built. The graphs of the other networks must exist.
 
-    With `reuse_existing`, an FP8 transformer that was calibrated with other parameters counts as built.
+    With `reuse_existing`, an existing FP8 transformer is kept even if it was calibrated with other parameters.
 
-    Raises BuildFailed if the quality gate fails (then nothing is stored), BackendUnavailable, CheckpointError.
+    Raises BuildFailed if the images differ too much from the reference images (then nothing is stored),
+    BackendUnavailable without PyTorch, CheckpointError.
     """
     key = dict(graph_key(checkpoint, "transformer", "fp8"))
     if reuse_existing and is_built(graphs.path("transformer").parent, key):
         return
     key["request"] = asdict(request)
     for name in ("device", "threads", "with_sensitivity"):
-        del key["request"][name]  # they do not affect the graph
+        del key["request"][name]  # does not affect the graph
 
     def write(folder: Path) -> None:
+        """Build the transformer in a temporary folder of the build cache."""
         # Calibration and the BF16 graph are cached separately, so that an interrupted build does not repeat them.
         calibration = run_calibration(graphs.directory.parent / "calibration", key, checkpoint, request, stages)
         model = transformer_in_bf16(checkpoint, graphs.directory, stages)
         candidate = OfficialGraphs(graphs.directory, "fp8", transformer_at=folder)
-        _quantise(replace(checkpoint, graphs=candidate, files=()), model, request, calibration, stages)
+        _quantise_and_evaluate(replace(checkpoint, graphs=candidate, files=()), model, request, calibration, stages)
 
     build(graphs.path("transformer").parent, key, write)
 
 
 def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
-    """Read the report of an FP8 transformer that is built."""
+    """Read the report of an FP8 transformer that was built, as in `Report.to_json`."""
     report: dict[str, Any] = json.loads((graphs.path("transformer").parent / REPORT).read_text(encoding="utf-8"))
     return report
 
 
-def _quantise(
+def _quantise_and_evaluate(
     candidate: Checkpoint, model: ir.Model, request: CalibrationRequest, calibration: CalibrationResult, stages: Stages
 ) -> None:
-    """Quantise all blocks. If they fail the quality gate, try again without the first and the last block."""
+    """Write an FP8 transformer with its report to the folder of `candidate`, after checking the quality of its images.
+
+    All blocks are quantised first. If the quality is too low, the first and the last block stay in BF16. Raises
+    BuildFailed if the quality is then still too low, or too few parameters are in FP8.
+    """
     assert candidate.graphs
     folder = candidate.graphs.path("transformer").parent
     last = candidate.config("transformer")["num_layers"] - 1
@@ -108,11 +122,12 @@ def _quantise(
 
 
 def _failure_message(name: str, qualities: Sequence[Quality], sizes: Sizes) -> str:
+    """Explain why neither attempt was good enough. `sizes` are those of the second attempt."""
     all_blocks, inner_blocks = qualities
     message = (
-        f"the images of {name} with an FP8 transformer differ too much from the reference images:"
+        f"the images of {name} with an FP8 transformer differ too much from the reference images: their mean PSNR is"
         f" {all_blocks.mean_db:.1f} dB, {MIN_MEAN_DB - all_blocks.mean_db:.1f} dB below the minimum of"
-        f" {MIN_MEAN_DB:.0f}; without FP8 in the first and the last block, {inner_blocks.mean_db:.1f} dB"
+        f" {MIN_MEAN_DB:.0f}. With the first and the last block in BF16, it is {inner_blocks.mean_db:.1f} dB"
     )
     if inner_blocks.is_sufficient:
         share = sizes.products_fp8_share
@@ -120,4 +135,4 @@ def _failure_message(name: str, qualities: Sequence[Quality], sizes: Sizes) -> s
             f", but then only {share:.0%} of the attention and feed-forward weights are in FP8, below the minimum of"
             f" {MIN_FP8_SHARE:.0%}"
         )
-    return message
+    return f"{message}. Use --precision bf16 instead"

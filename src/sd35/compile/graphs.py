@@ -1,7 +1,7 @@
-"""Write a checkpoint's networks as portable graphs, with standard ONNX operators only, in NVIDIA's layout.
+"""Write a checkpoint's networks as portable graphs: with standard ONNX operators only, and in NVIDIA's layout.
 
-The graphs are in the cache directory. They have a copy of the weights in the format that they compute in, because
-TensorRT uses a graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
+The graphs are in the cache directory. They contain a copy of the weights in the number format that they compute in,
+because TensorRT does not convert the types in a graph. Needs torch, diffusers, transformers and onnxscript.
 """
 
 from functools import partial
@@ -24,9 +24,10 @@ _INLINE_BYTES = 1024  # smaller tensors, such as shapes and scales, stay in the 
 
 
 def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: Path, stages: Stages) -> OfficialGraphs:
-    """Build the graphs that are not built yet, except an FP8 transformer (see `sd35.compile.fp8`).
+    """Build the graphs that are not built yet, and return the paths of all five.
 
-    Raises CheckpointError if weights are missing or damaged.
+    An FP8 transformer is not built here, but by `sd35.compile.fp8`. Raises CheckpointError if weights are missing or
+    damaged, BuildFailed if the cache cannot be written.
     """
     graphs = compiled_graph_paths(cache_dir, checkpoint, precision)
     for graph in graphs_of(checkpoint):
@@ -36,20 +37,21 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
 
 
 def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages) -> ir.Model:
-    """Load the BF16 graph, from which FP8 graphs are made. Builds it first if it is missing. Raises CheckpointError."""
+    """Load the transformer's BF16 graph, and build it first if it is missing. Raises CheckpointError, BuildFailed."""
     graphs = OfficialGraphs(directory, "bf16")
-    graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
+    graph = next(graph for graph in graphs_of(checkpoint) if graph.part == "transformer")
     _build_graph(checkpoint, graph, graphs, stages)
     return ir.load(graphs.path("transformer"))
 
 
 def export_graph(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
-    """Export a network as an ONNX graph in FP32 or BF16.
+    """Export a network as an ONNX graph in the precision "fp32" or "bf16".
 
     The graph's weights are not copied: they are PyTorch's tensors, memory-mapped from the weight files if possible.
     """
     dtype = _DTYPES[precision]
     model = trace(graph.wrapper(load_network(checkpoint, graph.part, dtype), "standard"), graph, dtype)
+    # None leaves the decision to the optimizer.
     optimize_ir(model, should_fold=lambda node: False if _reads_weight(node) else None)
     tidy(model, graph)
     for value in list(model.graph.initializers.values()):
@@ -58,7 +60,10 @@ def export_graph(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Mod
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Write a graph and its weights. Weights are written one at a time, to limit memory use."""
+    """Write a graph and its weights to a folder. Unused weights are left out.
+
+    Weights are loaded and written one at a time, to limit memory use.
+    """
     for value in list(model.graph.initializers.values()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[str(value.name)]
@@ -66,12 +71,14 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def _build_graph(checkpoint: Checkpoint, graph: Graph, graphs: OfficialGraphs, stages: Stages) -> None:
+    """Build one graph at its path in `graphs`, if it is not built yet."""
     key = graph_key(checkpoint, graph.part, graphs.transformer)
     with stages.stage(f"graph of {graph.part}"):
         build(graphs.path(graph.part).parent, key, partial(_write, checkpoint, graph, str(key["precision"])))
 
 
 def _write(checkpoint: Checkpoint, graph: Graph, precision: str, folder: Path) -> None:
+    """Export a network and write it to a folder."""
     save(export_graph(checkpoint, graph, precision), folder)
 
 

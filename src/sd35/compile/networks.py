@@ -1,6 +1,6 @@
-"""The five networks as graphs: the names of inputs and outputs, and tracing with PyTorch's exporter.
+"""Convert the five networks to graphs with PyTorch's exporter.
 
-Tensors have the names of NVIDIA's published SD3.5 graphs, so that the graphs are interchangeable.
+Inputs and outputs have the names of NVIDIA's published SD3.5 graphs, so a backend can read graphs from both sources.
 Needs torch, diffusers, transformers and onnxscript.
 """
 
@@ -19,8 +19,8 @@ from sd35.backends.graphs.interfaces import Dimensions, graph_tensors
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.compile.rewrites import Form, rewrite
 
-OPSET = 21  # the first with the FP8 QuantizeLinear that TensorRT and ONNX Runtime support
-PREFIX = "network."  # the prefix of parameter names inside the wrappers below
+OPSET = 21  # the first version of ONNX's operators with the FP8 QuantizeLinear of TensorRT and ONNX Runtime
+PREFIX = "network."  # begins every parameter name in the wrappers below
 
 
 class Wrapper(nn.Module):
@@ -36,12 +36,14 @@ class Wrapper(nn.Module):
 
 class _Clip(Wrapper):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled embedding, and the hidden states before the last layer, which SD3 uses."""
         output = self.network(input_ids, output_hidden_states=True)
         return output.text_embeds, output.hidden_states[-2]
 
 
 class _T5(Wrapper):
     def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings of the tokens."""
         return self.network(input_ids).last_hidden_state
 
 
@@ -51,6 +53,7 @@ class _Transformer(Wrapper):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
     ) -> Tensor:
+        """Return the velocity."""
         return self.network(hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False)[0]
 
 
@@ -58,6 +61,7 @@ class _Decoder(Wrapper):
     network: AutoencoderKL
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Return the decoded image."""
         return self.network.decode(latent, return_dict=False)[0]
 
 
@@ -72,7 +76,7 @@ _WRAPPERS: Mapping[str, type[Wrapper]] = {
 
 @dataclass(frozen=True)
 class Graph:
-    """The inputs and outputs of a network's graph, see `graph_tensors`."""
+    """What to export: a network, the wrapper that adapts it, and the graph's inputs and outputs (`graph_tensors`)."""
 
     part: str
     wrapper: type[Wrapper]
@@ -81,18 +85,19 @@ class Graph:
 
 
 def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
-    """Return a checkpoint's five graphs in the order of their use."""
+    """Return the five graphs to export from a checkpoint, in the order of their use."""
     return [Graph(part, _WRAPPERS[part], *tensors) for part, tensors in graph_tensors(checkpoint).items()]
 
 
 def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:
-    """Export a network without optimisation, so that each parameter is an initializer with the parameter's name."""
+    """Export a network without optimisation. Each parameter becomes an ONNX initializer with the parameter's name."""
     examples = tuple(_example(name, dimensions, dtype) for name, dimensions in graph.inputs.items())
     dynamic = {
         name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}
         for name, dimensions in graph.inputs.items()
     }
-    # PyTorch logs about missing libraries that no graph here needs, and sets its loggers' levels when imported.
+    # This logger warns about missing libraries that no graph here needs. PyTorch sets its loggers' levels on import,
+    # so the level is set here, after the import.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's internals
@@ -105,7 +110,7 @@ def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) ->
 
 
 def tidy(model: ir.Model, graph: Graph) -> None:
-    """Name the dimensions, and remove the exporter's metadata, which contains local paths."""
+    """Name the dimensions of inputs and outputs, and remove the exporter's metadata, which contains local paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
@@ -115,7 +120,7 @@ def tidy(model: ir.Model, graph: Graph) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-            if not value.is_graph_output():  # runtimes infer them
+            if not value.is_graph_output():  # runtimes infer the shapes and types of inner values
                 value.shape = value.type = None
     for values, named in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
         for value, dimensions in zip(values, named.values(), strict=True):
@@ -123,7 +128,10 @@ def tidy(model: ir.Model, graph: Graph) -> None:
 
 
 def _example(name: str, dimensions: Dimensions, dtype: torch.dtype) -> Tensor:
-    """Create an input for tracing. The exporter would take equal dynamic sizes, or a size of 1, as fixed."""
+    """Create an input for tracing, with a size for each named dimension.
+
+    Height and width differ, and no size is 1: otherwise the exporter would take the dimensions as equal or as fixed.
+    """
     sizes = {"R": 2, "B": 2, "T": 20, "h": 16, "w": 12}
     shape = [size if isinstance(size, int) else sizes[size] for size in dimensions]
     if name == "input_ids":

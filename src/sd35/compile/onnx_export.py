@@ -1,8 +1,9 @@
 """Export a checkpoint's networks as graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
 
-The graphs are next to the safetensors files and refer to them, so that no weight is stored twice: ONNX external data is
-a file name, an offset and a length, and a safetensors file holds raw little-endian tensors. The graphs compute in
-float32, and use ONNX Runtime's own operators if those are faster. For portable graphs, see `sd35.compile.graphs`.
+The graphs are next to the safetensors files and refer to them, so no weight is stored twice. ONNX allows this: external
+data of a graph is a file name, an offset and a length, and a safetensors file contains raw little-endian tensors. The
+graphs compute in float32, and use ONNX Runtime's own operators if those are faster. `sd35.compile.graphs` writes graphs
+for all runtimes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
 from sd35.errors import CheckpointError
 
 _DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
-_INLINE_LIMIT_BYTES = 65536  # for constants: shapes, position ids, the mask of 77 x 77 tokens
+_INLINE_LIMIT_BYTES = 65536  # enough for all constants: shapes, position ids, the mask of 77 x 77 tokens
 
 
 def export(checkpoint: Checkpoint) -> list[Path]:
@@ -36,11 +37,13 @@ def export(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
+    """Export a network next to its weights, and return the path of the graph."""
     part = checkpoint.directory / graph.part
     wrapper = graph.wrapper(load_network(checkpoint, graph.part, torch.float32), "onnxruntime")
     model = trace(wrapper, graph)
     point_into_files(model, _stored_weights(wrapper, part))
-    optimize_ir(model, should_fold=lambda node: False if is_fixed(node) else None)
+    # None leaves the decision to the optimizer. A folded weight would be copied into the graph.
+    optimize_ir(model, should_fold=lambda node: False if reads_stored_weight(node) else None)
     tidy(model, graph)
     assert_only_small_inline(model)
     model.metadata_props[WEIGHTS_LAYOUT] = weights_layout(part)
@@ -52,7 +55,8 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
 def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor]:
     """Return the tensors in the weight files, by their names in the graph.
 
-    A tied weight has several names in the graph, but only one in the files.
+    A tied weight, which several layers share, has several names in the graph but only one in the files. The names are
+    matched by the address of the loaded weight.
     """
     stored = stored_tensors(part)
     weights = wrapper.state_dict()
@@ -73,7 +77,7 @@ def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
         if stored.file.resolve().parent != part.resolve():
             raise CheckpointError(
                 f"{stored.file} is a link, as in Hugging Face's cache, and ONNX Runtime does not follow links out of"
-                f" the graph's directory; export a copy: cp -rL {part.parent} COPY"
+                f" the graph's directory; export a copy instead, made with: cp -rL {part.parent} COPY"
             )
         if stored.dtype in _DTYPES:
             tensors[name] = ir.ExternalTensor(
@@ -89,10 +93,10 @@ def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
 
 
 def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -> None:
-    """Replace each float32 weight of an exported graph by its stored tensor, cast to float32.
+    """Replace each float32 weight of an exported graph by the tensor in its file and a cast to float32.
 
-    `stored` has the graph's names as keys. The values of each weight are compared. The runtime folds the casts when it
-    loads the graph. Raises CheckpointError if a weight differs from the stored one.
+    `stored` has the tensors in files by their names in the graph. The runtime computes the casts once, when it loads
+    the graph. Raises CheckpointError if the values of a weight differ from those in the file.
     """
     graph = model.graph
     casts = []
@@ -102,7 +106,9 @@ def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -
         tensor = stored.get(str(value.name))
         assert value.const_value is not None
         if tensor is None or not np.array_equal(tensor.numpy().astype(np.float32), value.const_value.numpy()):
-            raise CheckpointError(f"{value.name} does not have the value that the checkpoint's safetensors files hold")
+            raise CheckpointError(
+                f"the weight {value.name} differs from the one in the safetensors files, so no graph can refer to them"
+            )
         del graph.initializers[str(value.name)]
         weight = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(weight)
@@ -117,13 +123,13 @@ def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -
     graph.insert_before(graph[0], casts)
 
 
-def is_fixed(node: ir.Node) -> bool:
-    """Return whether a node reads a stored weight, so that the optimizer must not fold it into a copy."""
+def reads_stored_weight(node: ir.Node) -> bool:
+    """Return whether an input of a node is a weight in a safetensors file."""
     return any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
 
 
 def assert_only_small_inline(model: ir.Model) -> None:
-    """Assert that the graph's own file contains no weights."""
+    """Assert that no tensor inside the graph's own file is large enough to be a weight."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert isinstance(tensor, ir.ExternalTensor) or (tensor is not None and tensor.nbytes <= _INLINE_LIMIT_BYTES), (
@@ -132,7 +138,7 @@ def assert_only_small_inline(model: ir.Model) -> None:
 
 
 def main() -> None:
-    """Export the checkpoint given on the command line."""
+    """Export the checkpoint that the command line names, and print the paths of the graphs."""
     parser = argparse.ArgumentParser(description="Export a checkpoint's networks as ONNX graphs next to its weights.")
     parser.add_argument("checkpoint", help="a directory in the Diffusers layout, or a registered name")
     for path in export(open_checkpoint(parser.parse_args().checkpoint)):

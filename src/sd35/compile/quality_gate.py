@@ -10,8 +10,8 @@ from sd35.compile.reference_sampling import Guided, Recipe, generate_image
 from sd35.compile.stages import Advance
 from sd35.tensors import Array
 
-MIN_MEAN_DB = 25.0
-_FIRST_SEED = 1000  # differs from the seeds of the calibration
+MIN_MEAN_DB = 25.0  # minimum of the mean PSNR over all images
+_FIRST_SEED = 1000  # no seed of the calibration, which begins at 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Quality:
 
 
 def generate_images(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
-    """Generate an image of each text. The initial noise of an image is the same for every backend."""
+    """Generate an image of each text, uint8 `[height, width, 3]`. Every backend gets the same initial noise.
+
+    Calls `advance` after each image.
+    """
     images = []
     for index, text in enumerate(texts):
         images.append(generate_image(backend, recipe, text, _FIRST_SEED + index))
@@ -41,11 +44,11 @@ def generate_images(backend: Backend, recipe: Recipe, texts: Sequence[Guided], a
 
 
 def compare(images: Sequence[Array], references: Sequence[Array]) -> Quality:
-    """Compare each image with its reference."""
+    """Compare each image with the reference image of the same index."""
     return Quality([psnr_db(*pair) for pair in zip(images, references, strict=True)])
 
 
 def psnr_db(image: Array, reference: Array) -> float:
-    """Return the peak signal-to-noise ratio of two 8-bit images; 100 if they are equal."""
-    squared = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return min(100.0, 10 * float(np.log10(255**2 / squared))) if squared else 100.0
+    """Return the peak signal-to-noise ratio of two 8-bit images in dB, at most 100. Equal images have 100."""
+    squared_error = float(np.mean((image.astype(np.float64) - reference) ** 2))
+    return min(100.0, 10 * float(np.log10(255**2 / squared_error))) if squared_error else 100.0

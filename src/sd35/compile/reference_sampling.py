@@ -12,12 +12,12 @@ from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, to_numpy
 
 Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
-"""The embeddings of a prompt and of its negative prompt."""
+"""A text to generate an image of: the embeddings of a prompt and of its negative prompt."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The sampling parameters of an image."""
+    """The sampling parameters of an image. `guidance` is the guidance scale; `sampler` computes the sigmas."""
 
     width_px: int
     height_px: int
@@ -27,13 +27,16 @@ class Recipe:
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
-    """Return the checkpoint's default parameters."""
+    """Return the default sampling parameters of a checkpoint's card."""
     card = checkpoint.card
     return Recipe(card.width, card.height, card.steps, card.guidance_scale, sigma_schedule_of(checkpoint))
 
 
 def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
-    """Yield the row of each evaluation, and finally a row with the finished latent and a sigma of 0."""
+    """Denoise an image with Euler's method, and yield the transformer's inputs at each step.
+
+    The last row has a sigma of 0: it is no step, but has the finished latent.
+    """
     shape = (LATENT_CHANNELS, recipe.height_px // LATENT_PX, recipe.width_px // LATENT_PX)
     solver = Euler([float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)], initial_noise(seed, shape), seed)
     positive, negative = text
@@ -54,6 +57,6 @@ def generate_image(backend: Backend, recipe: Recipe, text: Guided, seed: int) ->
 
 
 def as_arrays(text: Guided) -> Guided:
-    """Convert embeddings of any backend to NumPy arrays, for the `onnx` backend."""
+    """Convert the embeddings of any backend to NumPy arrays."""
     positive, negative = (TextEmbedding(to_numpy(each.tokens), to_numpy(each.pooled), each.nbytes) for each in text)
     return positive, negative

@@ -1,6 +1,6 @@
-"""Rewrites of the networks' modules, so that the exporter translates them correctly and runtimes can fuse operators.
+"""Replace methods of PyTorch modules, so that the exporter translates them correctly and runtimes can fuse operators.
 
-Results stay the same except for rounding.
+Each replacement computes the same results except for rounding.
 """
 
 from functools import partial
@@ -22,26 +22,26 @@ def rewrite(network: nn.Module, form: Form) -> None:
     the ONNX standard.
     """
     for module in network.modules():
-        forms: Any = module  # the type does not allow replacing methods of an instance
+        patched: Any = module  # typed as Any, because type checkers do not allow replacing methods of an instance
         if isinstance(module, PatchEmbed):
-            forms.cropped_pos_embed = partial(_crop_positions, module)
+            patched.cropped_pos_embed = partial(_crop_positions, module)
         elif isinstance(module, Attention) and isinstance(module.processor, JointAttnProcessor2_0):
             if form == "onnxruntime":
-                forms.processor = _joint_attention
+                patched.processor = _joint_attention
         elif isinstance(module, RMSNorm):
-            forms.forward = partial(_rms_norm, module)
+            patched.forward = partial(_rms_norm, module)
         elif isinstance(module, nn.GroupNorm):
-            forms.forward = partial(_group_norm, module)
+            patched.forward = partial(_group_norm, module)
         elif isinstance(module, nn.Linear):
-            forms.forward = partial(_linear, module)
+            patched.forward = partial(_linear, module)
 
 
 def _crop_positions(positions: PatchEmbed, height: int, width: int) -> Tensor:
     """Crop the middle of the position table for a latent of this height and width.
 
-    Diffusers slices from start to end. The exporter computes the end with a floor division of a negative number, which
-    ONNX rounds towards zero; this is wrong for odd numbers of patches. A slice from the start and then to a length has
-    no negative numbers.
+    Returns one position per patch, `[1, patches, width]`. Diffusers slices the table from a start to an end. The
+    exporter computes the end with a floor division of a negative number, which ONNX rounds towards zero. This is wrong
+    for odd numbers of patches. Two slices, first from the start and then to a length, need no negative numbers.
     """
     rows, columns, size = height // positions.patch_size, width // positions.patch_size, positions.pos_embed_max_size
     table = positions.pos_embed.reshape(size, size, -1)
@@ -54,22 +54,27 @@ def _joint_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute joint attention with ONNX Runtime's operator, which splits and joins the heads without transposes.
 
-    `hidden_states` are the image's tokens `[R, S, width]`, `encoder_hidden_states` the text's `[R, T, width]`.
+    `hidden_states` are the image's tokens `[R, S, width]`. `encoder_hidden_states` are the text's tokens
+    `[R, T, width]`, or None in a block's second attention, which is for the image only.
     """
     layers: Any = attention
 
-    def heads(norm: nn.Module | None, projected: Tensor) -> Tensor:
+    def normalise_heads(norm: nn.Module | None, projected: Tensor) -> Tensor:
         return norm(projected.unflatten(-1, (layers.heads, -1))).flatten(-2) if norm else projected
 
     x, text = hidden_states, encoder_hidden_states
-    parts = [heads(layers.norm_q, layers.to_q(x)), heads(layers.norm_k, layers.to_k(x)), layers.to_v(x)]
+    parts = [
+        normalise_heads(layers.norm_q, layers.to_q(x)),
+        normalise_heads(layers.norm_k, layers.to_k(x)),
+        layers.to_v(x),
+    ]
     if text is not None:
         text_parts = [
-            heads(layers.norm_added_q, layers.add_q_proj(text)),
-            heads(layers.norm_added_k, layers.add_k_proj(text)),
+            normalise_heads(layers.norm_added_q, layers.add_q_proj(text)),
+            normalise_heads(layers.norm_added_k, layers.add_k_proj(text)),
             layers.add_v_proj(text),
         ]
-        parts = [torch.cat(both, dim=1) for both in zip(parts, text_parts, strict=True)]
+        parts = [torch.cat(pair, dim=1) for pair in zip(parts, text_parts, strict=True)]
     attended = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention", parts, {"num_heads": layers.heads},
         dtype=x.dtype, shape=parts[0].shape, version=1,
@@ -82,7 +87,7 @@ def _joint_attention(
 
 
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
-    """Divide by the root mean square, so that ONNX Runtime fuses the operators. Diffusers multiplies by 1 / root.
+    """Divide by the root mean square. ONNX Runtime can fuse this, but not the multiplication by 1 / root of Diffusers.
 
     Computes in float32 for inputs of any type, as Diffusers does.
     """
@@ -93,20 +98,20 @@ def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
 def _group_norm(norm: nn.GroupNorm, values: Tensor) -> Tensor:
     """Express a group norm as ONNX's InstanceNormalization, with each group as a channel.
 
-    The exporter would write sums, roots and casts.
+    Without this, the exporter would write separate operators for sums, roots and casts.
     """
     groups = values.reshape(values.shape[0], norm.num_groups, -1)
     ones, zeros = values.new_ones(norm.num_groups), values.new_zeros(norm.num_groups)
-    normal = torch.onnx.ops.symbolic(
+    normalised = torch.onnx.ops.symbolic(
         "InstanceNormalization", [groups, ones, zeros], {"epsilon": norm.eps}, dtype=values.dtype, shape=groups.shape,
         version=6,
     )  # fmt: skip
     per_channel = (-1, *(1 for _ in values.shape[2:]))
-    return normal.reshape(values.shape) * norm.weight.view(per_channel) + norm.bias.view(per_channel)
+    return normalised.reshape(values.shape) * norm.weight.view(per_channel) + norm.bias.view(per_channel)
 
 
 def _linear(linear: nn.Linear, values: Tensor) -> Tensor:
-    """Flatten the tokens to a matrix, to export one Gemm. Three dimensions would give a MatMul and an Add."""
+    """Flatten the tokens to a matrix, so that the exporter writes one Gemm instead of a MatMul and an Add."""
     if values.ndim == 2:
         return nn.functional.linear(values, linear.weight, linear.bias)
     flat = nn.functional.linear(values.flatten(0, -2), linear.weight, linear.bias)

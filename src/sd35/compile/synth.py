@@ -1,7 +1,7 @@
-"""Write checkpoints of real shapes with random weights, to measure hardware before a licence is accepted.
+"""Write checkpoints with the shapes of a real model and random weights.
 
-Their images are noise. Speed, memory, files and loading are those of the real model. Needs torch, diffusers and
-transformers.
+They serve to measure hardware before the licence of the real weights is accepted. Such a checkpoint generates noise,
+but its speed, memory, files and loading are those of the real model. Needs torch, diffusers and transformers.
 """
 
 import json
@@ -26,25 +26,27 @@ from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import InvalidSetting
 
 Precision = Literal["bfloat16", "float16", "float32"]
+# The name in safetensors files, and PyTorch's type, of each precision.
 _TAGS: Mapping[Precision, tuple[str, torch.dtype]] = {
     "bfloat16": ("BF16", torch.bfloat16),
     "float16": ("F16", torch.float16),
     "float32": ("F32", torch.float32),
 }
-_BLOCK = 1 << 24  # the number of random values; all tensors reuse them, from different offsets
-_MARGIN_BYTES = 10**8  # disk space for all files without weights
+_BLOCK = 1 << 24  # the number of random values; each tensor reuses them, from another offset
+_MARGIN_BYTES = 10**8  # disk space for all files that contain no weights
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A network on the meta device, which has shapes but no weights, and its file name."""
+    """A network to write: its directory `name`, its weight `file`, and a module with shapes but without weights."""
 
     name: str
     file: str
-    network: Any  # Diffusers' and transformers' classes
+    network: Any  # a class of Diffusers or Transformers, on PyTorch's meta device
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Return the shapes of the tensors in the file. Tied weights, such as T5's embedding, are stored once."""
+        """Return the shapes of the tensors in the file, by name. Tied weights, such as T5's embedding, occur once."""
+        # The private attribute of Transformers has the names of the copies. Diffusers' networks have no tied weights.
         tied = getattr(self.network, "_tied_weights_keys", None) or ()
         return {name: tensor.shape for name, tensor in self.network.state_dict().items() if name not in tied}
 
@@ -61,11 +63,11 @@ def synthesise(
 ) -> None:
     """Write a checkpoint in the Diffusers layout to a new directory.
 
-    Matrices are normally distributed with variance 1 / inputs, so that activations stay in range. Norms are one, biases
-    zero. The tokenizers are those of the embedded model, with a small vocabulary but the real sequence lengths.
-    `on_written` gets the bytes written so far and the total.
+    Matrices are normally distributed with a variance of 1 / inputs, so that activations stay in range. Norms are one,
+    biases zero. The tokenizers are those of the embedded model, with a small vocabulary but the real sequence lengths.
+    `on_written` is called with the number of bytes written so far and the total.
 
-    Raises InvalidSetting if the directory exists or the disk has too little space.
+    Raises InvalidSetting if the directory exists, its parent does not exist, or the disk has too little space.
     """
     parts = list(_parts(architecture))
     tag, dtype = _TAGS[precision]
@@ -82,16 +84,17 @@ def synthesise(
                 file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
                 written += values.numel() * dtype.itemsize
                 on_written(written, total)
-    _write_rest(architecture, temporary)
+    _write_other_files(architecture, temporary)
     temporary.rename(directory)
 
 
 def parameters(architecture: Architecture) -> dict[str, int]:
-    """Count the parameters in each network's file."""
+    """Count the parameters in each network's file, by the name of its directory."""
     return {part.name: sum(shape.numel() for shape in part.shapes().values()) for part in _parts(architecture)}
 
 
 def _parts(architecture: Architecture) -> Iterator[_Part]:
+    """Yield the five networks in the order in which they are written."""
     embedded = open_checkpoint(EMBEDDED)
     clips = {"text_encoder": architecture.text_encoder, "text_encoder_2": architecture.text_encoder_2}
     with torch.device("meta"):
@@ -105,7 +108,7 @@ def _parts(architecture: Architecture) -> Iterator[_Part]:
 
 
 def _create_temporary(directory: Path, weights_bytes: int) -> Path:
-    """Create an empty directory next to the final one. It is renamed when it is complete."""
+    """Check `--output` and the free space, and create the directory that becomes the final one when it is complete."""
     if directory.exists():
         raise InvalidSetting(f"--output: {directory} already exists; allowed: a new directory")
     if not directory.absolute().parent.is_dir():
@@ -123,32 +126,33 @@ def _create_temporary(directory: Path, weights_bytes: int) -> Path:
 
 
 def _write_header(file: BinaryIO, shapes: Mapping[str, torch.Size], tag: str, dtype: torch.dtype) -> None:
-    """Write a safetensors header: its length, and JSON with types, shapes and offsets (see the safetensors README)."""
+    """Write a safetensors header: its length in 8 bytes, then JSON with the type, shape and offsets of each tensor."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + shape.numel() * dtype.itemsize
         header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # so that the data begins at a multiple of 8 bytes
     file.write(len(text).to_bytes(8, "little") + text)
 
 
 def _weights(shapes: Mapping[str, torch.Size], numbers: Tensor) -> Iterator[Tensor]:
-    """Yield the float32 values of all tensors, in order. Large tensors are divided into several blocks."""
+    """Yield the float32 values of all tensors, in order. A tensor of more than `_BLOCK` values is several blocks."""
     for index, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
             continue
-        scale, remaining = (shape[0] / shape.numel()) ** 0.5, shape.numel()
-        offset = index * 7919 % _BLOCK  # so that tensors differ
+        remaining = shape.numel()
+        scale = (shape[0] / remaining) ** 0.5  # 1 / sqrt(inputs), for a variance of 1 / inputs
+        offset = index * 7919 % _BLOCK  # a prime, so that tensors begin at different values
         while remaining:
-            block = numbers[offset : offset + remaining]
+            block = numbers[offset : offset + remaining]  # ends at the last number; the next block begins at 0
             yield block * scale
             remaining, offset = remaining - len(block), 0
 
 
-def _write_rest(architecture: Architecture, directory: Path) -> None:
-    """Write the scheduler, the tokenizers, the index for Diffusers, and the card."""
+def _write_other_files(architecture: Architecture, directory: Path) -> None:
+    """Write the scheduler, the tokenizers, the card, and `model_index.json`, which lists the parts for Diffusers."""
     embedded = open_checkpoint(EMBEDDED).directory
     FlowMatchEulerDiscreteScheduler(shift=architecture.shift).save_pretrained(directory / "scheduler")
     shutil.copy(embedded / "model_index.json", directory)

@@ -86,7 +86,7 @@ class Progress(NamedTuple):
     """The progress of an image: `step` of `steps` evaluations of the transformer are done.
 
     `preview` shows the image so far, one pixel for each latent position. It is None if the caller did not request
-    previews, and at most steps of fast models, because there are at most PREVIEWS_PER_S previews a second.
+    previews, or if the last preview is too recent: there are at most PREVIEWS_PER_S previews a second.
     """
 
     step: int
@@ -187,7 +187,7 @@ class Engine(Protocol):
         Raises:
             InvalidRequest: This engine can never generate the image.
             Overloaded: The engine cannot accept the image now.
-            NotReady: The engine is closing.
+            NotReady: The engine is closing, or one of its threads has failed.
         """
 
     def send_previews(self, handle: Handle) -> None:

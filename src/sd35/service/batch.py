@@ -8,17 +8,22 @@ from sd35.generation.service import GenerationResult, ImageProgress
 from sd35.service.service import Service
 from sd35.storage.jobs import JobSpec
 
-OnStep = Callable[[int, ImageProgress], None]
+OnStep = Callable[[int, ImageProgress], None]  # called with the index of an image and its progress
 
 
 class Batch:
     """Generates the images of `job_specs` on an event loop, at most `at_once` at the same time.
 
-    If the service refuses the first image, the call fails. Once the first has made a step, the call counts as accepted,
-    and while the service is overloaded, the other images wait. `on_step` is called with an image's index and progress.
+    The first image starts alone. If the service refuses it, the whole batch fails. The other images start when the
+    first image has made a step or is ready. If the service is overloaded then, they try again until it accepts them.
+
+    Attributes:
+        progress: The last progress of each image, or None before its first step.
+        was_interrupted: Whether `interrupt` was called.
+        tasks: The task of each image, in the order of `job_specs`.
     """
 
-    def __init__(  # noqa: PLR0913  see the class
+    def __init__(  # noqa: PLR0913  the options of a call
         self,
         service: Service,
         job_specs: Sequence[JobSpec],
@@ -36,21 +41,22 @@ class Batch:
         self._is_accepted = asyncio.Event()
         loop = asyncio.get_running_loop()
         self.tasks = [loop.create_task(self._generate(index, job_spec)) for index, job_spec in enumerate(job_specs)]
-        self.tasks[0].add_done_callback(self._first_ended)
+        self.tasks[0].add_done_callback(self._on_first_ended)
 
     async def results(self) -> list[GenerationResult | None]:
-        """Return all images once they are generated. Cancelled images are None.
+        """Wait until all images have ended, and return them in order. Cancelled images are None.
 
-        If one fails, cancels the others and raises its error. Cancels all images if this call is cancelled.
+        If an image fails, this method cancels all others and raises the error of the failed image. If this method is
+        cancelled, it cancels all images.
         """
         try:
             done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
             failures = [task.exception() for task in self.tasks if task in done and not task.cancelled()]
-            for failure in filter(None, failures):
+            for failure in filter(None, failures):  # several may have failed at once; the first in order is raised
                 raise failure
             return [None if task.cancelled() else task.result() for task in self.tasks]
         finally:
-            self._stop()
+            self._cancel_all()
 
     def skip(self) -> None:
         """Cancel the current image: the first one that has not ended."""
@@ -62,23 +68,27 @@ class Batch:
     def interrupt(self) -> None:
         """Cancel all images that have not ended."""
         self.was_interrupted = True
-        self._stop()
+        self._cancel_all()
 
     @property
     def current(self) -> int:
         """The index of the current image, or the number of images if all have ended."""
         return next((index for index, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
 
-    def _stop(self) -> None:
+    def _cancel_all(self) -> None:
+        """Cancel all images. Has no effect on those that have ended."""
         for task in self.tasks:
             task.cancel()
 
     async def _generate(self, index: int, job_spec: JobSpec) -> GenerationResult:
+        """Generate the image at `index`. Later images wait while the service is overloaded."""
+
         def report(progress: ImageProgress) -> None:
+            """Store the progress of this image and pass it to `on_step`. Called on the event loop after each step."""
             self._is_accepted.set()
-            before = self.progress[index]
-            if before and not progress.preview:
-                progress = progress._replace(preview=before.preview)
+            last = self.progress[index]
+            if last and not progress.preview:  # not every step has a preview; the last one stays visible
+                progress = progress._replace(preview=last.preview)
             self.progress[index] = progress
             if self._on_step:
                 self._on_step(index, progress)
@@ -94,7 +104,7 @@ class Batch:
                         raise
                     await asyncio.sleep(error.retry_after_s)
 
-    def _first_ended(self, first: "asyncio.Task[GenerationResult]") -> None:
-        """Let the others begin, unless the first was refused or failed."""
+    def _on_first_ended(self, first: "asyncio.Task[GenerationResult]") -> None:
+        """Start the other images if the first one was generated or cancelled. If it failed, `results` cancels them."""
         if first.cancelled() or first.exception() is None:
             self._is_accepted.set()

@@ -14,7 +14,14 @@ _LOADING_RETRY_S = 1.0
 
 
 class ServiceLifecycle:
-    """Opens a service in the background, so that a server answers while models load, and closes it gracefully."""
+    """Opens a service in the background, so that a server answers while models load, and closes it gracefully.
+
+    Args:
+        open_service: Loads the models and returns the service. Called in a thread.
+        on_ready: Called when the service is open.
+        on_failure: Called with the exception if the service cannot be opened.
+        startup: The durations of the phases of the start.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,7 @@ class ServiceLifecycle:
 
     @property
     def is_building(self) -> bool:
-        """Whether a fallback is in use while graphs or engines are built or loaded."""
+        """Whether a fallback backend is in use while graphs or TensorRT engines are built or loaded."""
         fallback_builder = self._service.pool.fallback_builder if self._service else None
         return bool(fallback_builder and fallback_builder.is_running)
 
@@ -42,12 +49,12 @@ class ServiceLifecycle:
         if self.state != "ready" or self._service is None:
             raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
         if not self._service.is_running:
-            raise NotReady("broken", CLOSING_RETRY_S)
+            raise NotReady.after_engine_failure(CLOSING_RETRY_S)
         return self._service
 
     @property
     def pool(self) -> ModelPool:
-        """The service's model pool. Raises NotReady."""
+        """The service's model pool. Raises NotReady, like `service`."""
         return self.service.pool
 
     def start(self) -> None:
@@ -55,7 +62,7 @@ class ServiceLifecycle:
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
-        """Refuse new requests, finish accepted ones, and close. Further calls wait for the same end."""
+        """Refuse new requests, finish the accepted ones, and close the service. A second call waits for the first."""
         self.state = "closing"
         if self._loading:
             await self._loading
@@ -64,12 +71,13 @@ class ServiceLifecycle:
             await self._closing
 
     async def _load(self) -> None:
+        """Open the service in a thread. Start it, unless `close` was called meanwhile."""
         try:
             self._service = await asyncio.to_thread(self._open_service)
-        except Exception as error:  # noqa: BLE001  the callback decides
+        except Exception as error:  # noqa: BLE001  the callback reports any error
             self._on_failure(error)
             return
         if self.state == "loading":
             self.state = "ready"
-            self._service.start()  # not earlier, so that no child process starts if it is closed while loading
+            self._service.start()  # only now: a service that closes while it loads must start no child process
             self._on_ready()

@@ -1,4 +1,4 @@
-"""The rules of serving, from the settings."""
+"""The serving policy: how the service treats requests, jobs and images, from the settings."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,12 @@ class ServingPolicy:
     """How the service treats requests, jobs and images.
 
     Attributes:
-        redirects: Whether clients are redirected to signed URLs of the object store.
-        retention_s: How long ended jobs are kept. None keeps them.
-        shutdown_grace_s: Time for running images to end when the service closes.
+        content_filter: Allows, blurs or refuses prompts and images.
+        aliases: Other names of the models, for clients of other services.
+        has_metadata: Whether image files contain the record of how they were generated.
+        redirects: Whether clients that download an image are redirected to a signed URL of the object store.
+        retention_s: Seconds after which ended jobs are deleted. If None, they are never deleted.
+        shutdown_grace_s: Seconds that running images have to finish when the service closes.
         max_running: Maximum number of jobs that run at once in this process.
         max_queued: Maximum number of jobs in the queue.
     """
@@ -32,13 +35,13 @@ class ServingPolicy:
 
 
 def policy_of(settings: Settings) -> ServingPolicy:
-    """Return the policy of the settings. Raises InvalidSetting."""
+    """Build the policy from the settings. Raises InvalidSetting if an alias or the content filter is not valid."""
     return ServingPolicy(
         load_filter(settings.content_filter),
         ModelAliases.of(settings.model_aliases, is_strict=settings.strict_dialects),
         has_metadata=settings.keep_metadata,
         redirects=settings.redirect_images,
-        retention_s=settings.retention_days * _DAY_S or None,
+        retention_s=settings.retention_days * _DAY_S or None,  # 0 days means no limit
         shutdown_grace_s=settings.shutdown_grace_s,
         max_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for synchronous calls
         max_queued=settings.max_jobs,
@@ -46,5 +49,9 @@ def policy_of(settings: Settings) -> ServingPolicy:
 
 
 def max_in_flight_of(settings: Settings) -> int:
-    """Return the limit of images in flight: the setting, or a little more than a batch, so that none waits long."""
+    """Return the maximum number of images in the engine: `max_in_flight`, if it is set.
+
+    Otherwise a quarter more than the largest batch, and at least 2 more: the next batch can start without a pause, and
+    no accepted image waits long.
+    """
     return settings.max_in_flight or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)

@@ -23,12 +23,15 @@ from sd35.telemetry.logs import log_errors
 from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
-_SWEEP_S = 300.0
-_REDIRECT_S = 300.0  # for a client to follow the redirect
+_SWEEP_S = 300.0  # time between two deletions of expired images and jobs
+_REDIRECT_S = 300.0  # validity of a signed URL: the time that a client has to follow the redirect
 
 
 class Service:
-    """The service behind the API. `visible_to` is an owner, or None for callers that may see all images and jobs."""
+    """The service behind the API.
+
+    The argument `visible_to` of its methods is the owner whose images and jobs the caller may see. None means all.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the parts it is composed of
         self,
@@ -39,6 +42,7 @@ class Service:
         webhooks: Webhooks,
         telemetry: Telemetry | None = None,
     ) -> None:
+        """Connect the parts. Raises InvalidSetting if an alias of the policy names a model that is not served."""
         self.pool, self.storage, self.policy, self.webhooks = pool, storage, policy, webhooks
         policy.aliases.check(pool.models)
         self.telemetry = telemetry = telemetry or Telemetry()
@@ -54,16 +58,16 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        """Whether images can be generated."""
+        """Whether images can be generated. False if the engine is closing or has failed."""
         return self.pool.engine.is_running
 
     @property
     def status(self) -> EngineStatus:
-        """The engine's status."""
+        """The engine's load, limits and counts."""
         return self.pool.engine.status()
 
     def start(self) -> None:
-        """Start running jobs, sending webhooks, and building missing graphs. Needs a running event loop."""
+        """Run jobs, send webhooks, delete expired images, and build missing graphs. Needs a running event loop."""
         self.jobs.start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
@@ -71,7 +75,7 @@ class Service:
             self.pool.fallback_builder.start()
 
     async def close(self) -> None:
-        """Accept no more work, and finish running images within the grace time. Unfinished jobs return to the queue."""
+        """Accept no more work, and wait at most `shutdown_grace_s` for running images. Queue unfinished jobs again."""
         until_s = time.monotonic() + self.policy.shutdown_grace_s
         if self.pool.fallback_builder:
             await asyncio.to_thread(self.pool.fallback_builder.stop)
@@ -89,16 +93,18 @@ class Service:
         await asyncio.to_thread(self.storage.close)
 
     def model(self, name: str | None) -> ModelInfo:
-        """Return the model of a name or an alias. Raises UnknownModel."""
+        """Return the model with this name or alias, or the first model for None. Raises UnknownModel."""
         models = self.pool.models
         return find_model(models, self.policy.aliases.served(name, models))
 
     async def generate(
         self, job_spec: JobSpec, client: Hashable, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
-        """Return an image to a waiting caller. With an idempotency key it runs as a job, without progress.
+        """Generate an image while the caller waits, or return it from the cache.
 
-        Raises the errors of `GenerationService.generate` and, with an idempotency key, of `JobRunner.accept`.
+        If `job_spec` has an idempotency key, the image is generated as a job, and `on_progress` is not called.
+
+        Raises the errors of `GenerationService.generate`. With an idempotency key also those of `_generate_once`.
         """
         if job_spec.idempotency_key is not None:
             return await self._generate_once(job_spec)
@@ -109,14 +115,15 @@ class Service:
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
         """Return the image of the job with this idempotency key. Create the job if it does not exist.
 
-        Raises JobEnded if the job failed or was cancelled, and the errors of `_regenerate` and `JobRunner.accept`.
+        Raises JobEnded if the job failed or was cancelled, or if the owner removed the image, and the errors of
+        `JobRunner.accept`, `JobRunner.wait` and `GenerationService.generate`.
         """
         accepted = await self.jobs.accept(job_spec)
         job = await self.jobs.wait(accepted)
         if job.failure:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.result is None:
-            raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
+            raise JobEnded(409, f"the job {job.id} of this idempotency key was cancelled; use a new key")
         png = await self.generation_service.threads.run(self.storage.images.read, job.result.digest)
         is_blurred = job.result.is_blurred
         result = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
@@ -125,28 +132,28 @@ class Service:
         return replace(result, was_cached=accepted.status.is_end or job.result.was_cached)
 
     async def _regenerate(self, job: Job, digest: str) -> GenerationResult:
-        """Generate the image of an ended job again, because its file is damaged or missing.
+        """Generate the image of an ended job again, because the stored file is damaged or missing.
 
-        Raises JobEnded if its owner removed it, and the errors of `GenerationService.generate`.
+        Raises JobEnded if the owner removed the image, and the errors of `GenerationService.generate`.
         """
         job_spec = job.spec
         if not await self.has_image(digest, job_spec.owner):
-            raise JobEnded(410, f"the image of this idempotency key, {digest}, was removed")
+            raise JobEnded(410, f"the image {digest} of this idempotency key was removed; use a new key")
         requester = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
         return await self.generation_service.generate(self.pool.renewed(job_spec.request), requester)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """Return the number of jobs ahead of each queued one of `jobs`, by ID.
+        """Return the number of jobs ahead of each queued job, by job ID. Jobs that are not queued are left out.
 
-        Raises StoreUnavailable, as all methods below do.
+        Raises StoreUnavailable, like all methods below.
         """
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await STORES.run(lambda: {job_id: self.storage.database.jobs.position(job_id) for job_id in queued})
 
     async def forget(self, job: Job, visible_to: str | None) -> None:
-        """Remove an ended job, its owner's claim to the image, and the file if it has no other owner.
+        """Delete an ended job, and remove its owner from the image (see `disown`).
 
-        The job is removed last, so that a failed attempt can be repeated.
+        The job is deleted last. If this method fails before, the caller can call it again.
         """
         if job.result:
             await self.disown(job.result.digest, job.spec.owner)
@@ -158,25 +165,25 @@ class Service:
         return bool(owners) if visible_to is None else visible_to in owners
 
     async def image(self, digest: str, visible_to: str | None, *, may_redirect: bool = False) -> bytes | str | None:
-        """Return an image's PNG file, or None if it is missing or the caller may not see it.
+        """Return the bytes of an image's PNG file, or None if it is missing or the caller may not see it.
 
-        With `may_redirect`, return a signed URL of the object store instead if the policy and the store allow it.
+        With `may_redirect`, return a signed URL (str) instead if the policy and the image store allow redirects.
         """
         if not await self.has_image(digest, visible_to):
             return None
-        address = None
+        signed_url = None
         if may_redirect and self.policy.redirects:
-            address = await self.generation_service.threads.run(self.storage.images.sign, digest, _REDIRECT_S)
-        return address or await self.generation_service.threads.run(self.storage.images.read, digest)
+            signed_url = await self.generation_service.threads.run(self.storage.images.sign, digest, _REDIRECT_S)
+        return signed_url or await self.generation_service.threads.run(self.storage.images.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image, and the file if it has no other owner. Return whether they owned it."""
+        """Remove an owner from an image. Delete the file if no owner is left. Return whether `owner` had the image."""
         return await self.generation_service.threads.run(self.storage.images.remove, digest, owner)
 
     async def _sweep(self) -> None:
-        """Remove expired images and jobs every few minutes."""
+        """Delete expired images and jobs every five minutes, until the task is cancelled."""
         while True:
-            with log_errors("expired images and jobs were not removed: a store is unavailable"):
+            with log_errors("expired images and jobs were not removed: a store is unavailable; retrying later"):
                 swept = await self.generation_service.threads.run(self.sweeper.sweep, time.time())
                 if any(swept):
                     structlog.get_logger().info("removed expired images and jobs", images=swept.images, jobs=swept.jobs)

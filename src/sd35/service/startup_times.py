@@ -9,13 +9,14 @@ StartPhase: TypeAlias = Literal["import", "plan", "read", "place", "compile", "w
 
 
 class StartupTimes:
-    """Seconds by phase.
+    """The seconds that each phase of a start took.
 
     - "import": from the start of the process until the backend's libraries are imported.
-    - "plan": finding checkpoints, downloading one for `auto`, planning memory.
-    - "read": weights into memory. "place": weights onto the device.
-    - "compile": graphs, with their weights if the runtime reads them while it compiles.
-    - "warm": the first images.
+    - "plan": find checkpoints, download one for the checkpoint `auto`, and plan memory.
+    - "read": read weights into memory.
+    - "place": copy weights to the device.
+    - "compile": compile graphs. Some runtimes also read the weights in this phase.
+    - "warm": generate the first images.
     """
 
     def __init__(self, imported_s: float = 0.0) -> None:
@@ -23,12 +24,12 @@ class StartupTimes:
 
     @contextmanager
     def phase(self, name: StartPhase) -> Iterator[None]:
-        """Add the time of the block to a phase."""
+        """Add the duration of the `with` block to a phase."""
         began_s = time.perf_counter()
         yield
         self.add({name: time.perf_counter() - began_s})
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add times that were measured elsewhere."""
+        """Add seconds by phase that were measured elsewhere."""
         for name, more_s in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + more_s

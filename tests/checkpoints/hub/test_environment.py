@@ -54,7 +54,7 @@ def fetch_nothing(entry: RegisteredCheckpoint) -> Path:
 def test_an_unsendable_token_file_is_named(tmp_path: Path, content: bytes):
     """Characters that cannot be sent and invalid UTF-8 raise the same error."""
     (tmp_path / "token").write_bytes(content)
-    with pytest.raises(InvalidSetting, match=r"token: got a token with|token's file .*token.* cannot be read"):
+    with pytest.raises(InvalidSetting, match=r"token: got a token with|token's file .*token.* is not UTF-8"):
         plan_download(ENTRY)
 
 

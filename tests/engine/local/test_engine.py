@@ -188,7 +188,7 @@ def test_a_backend_that_returns_too_few_results_fails_the_image(
 def test_the_failure_of_a_thread_ends_all_images(
     pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    """With the reason. No more images are accepted."""
+    """With the reason. The engine refuses later images, and says that it has failed."""
     backend.hold()
     handle = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
@@ -198,7 +198,7 @@ def test_the_failure_of_a_thread_ends_all_images(
     with pytest.raises(GenerationFailed, match=r"an engine thread failed \(SystemExit: from a library\); restart"):
         waiting.future.result(WAIT_S)
     assert handle.future.exception(WAIT_S) or handle.future.result()
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match="broken because its engine has failed; it must be restarted"):
         submit(pool, "late")
 
 

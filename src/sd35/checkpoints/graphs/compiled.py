@@ -1,7 +1,7 @@
-"""The graphs and TensorRT engines that `sd35 compile` builds for a checkpoint: paths in the cache, and keys.
+"""The graphs and TensorRT engines that `sd35 compile` builds for a checkpoint: their paths and keys in the build cache.
 
-An engine only runs on the GPU architecture and with the exact version of TensorRT that it was built for. Both are part
-of its path and its key, so that an engine for another target is never loaded.
+In this module, an engine is a TensorRT engine. It only runs on the GPU architecture and with the exact version of
+TensorRT that it was built for. Both are part of its path and its key, so an engine for another target is never loaded.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ _GRAPH_FORMAT, _ENGINE_FORMAT = 1, 1  # increment if the content of graphs or en
 
 
 def compiled_graph_paths(cache_dir: Path, checkpoint: Checkpoint, precision: GraphPrecision) -> OfficialGraphs:
-    """Return the paths of a checkpoint's graphs, which may not exist."""
+    """Return where `sd35 compile` writes a checkpoint's graphs. They may not exist."""
     return OfficialGraphs(build_root(cache_dir, checkpoint) / part_precision("vae", precision), precision)
 
 
 def graph_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
-    """Return the fields of a graph's key that readers check."""
+    """Return the key of a graph: the fields that `is_built` checks when the graph is read."""
     return {
         "format": _GRAPH_FORMAT,
         "revision": checkpoint.revision,
@@ -40,25 +40,26 @@ def graph_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> K
 
 
 def compiled_graphs(cache_dir: Path | None, checkpoint: Checkpoint, precision: GraphPrecision) -> OfficialGraphs:
-    """Return a checkpoint's graphs. Raises NotCompiled if one is not built, or was built from another revision."""
+    """Return the graphs of `sd35 compile`. Raises NotCompiled if one is missing or was built from another revision."""
     graphs = compiled_graph_paths(cache_dir, checkpoint, precision) if cache_dir else None
     if graphs is None or not all(
         is_built(graphs.path(part).parent, graph_key(checkpoint, part, precision)) for part in NETWORKS
     ):
         arguments = ["compile", "--checkpoint", checkpoint.opened_as or checkpoint.name]
-        what = f"the {precision} graphs of {checkpoint.name}{f' ({graphs.directory.parent})' if graphs else ''} are"
+        place = f" ({graphs.directory.parent})" if graphs else ""
+        what = f"the {precision} graphs of {checkpoint.name}{place} are"
         raise NotCompiled(what, [*arguments, "--precision", precision, "--target", "onnx"], cache_dir)
     return graphs
 
 
 def part_precision(part: str, precision: GraphPrecision) -> GraphPrecision:
-    """Return the precision of one part. Only the transformer is ever in FP8."""
+    """Return a part's precision for a transformer in `precision`. With an FP8 transformer, other parts are in BF16."""
     return "bf16" if precision == "fp8" and part != "transformer" else precision
 
 
 @dataclass(frozen=True)
 class Target:
-    """The target of an engine: "tensorrt" or "tensorrt_rtx", its version, and a GPU architecture such as "sm89"."""
+    """What an engine runs on: `flavour` ("tensorrt" or "tensorrt_rtx"), its version, and a `gpu` such as "sm89"."""
 
     flavour: str
     version: str
@@ -74,9 +75,10 @@ class BuiltEngine:
     """An engine on disk.
 
     Attributes:
-        shapes: The size buckets of its profiles, in their order. Empty if its inputs have no image size.
-        batch: The largest batch that it supports, in rows.
-        graph: The fingerprint of the graph that it was built from (see `fingerprint_of`); None for NVIDIA's graphs.
+        folder: The folder with the engine and its manifest.
+        shapes: Its image sizes, as in `--shapes`, in the order of its optimization profiles. Empty for text encoders.
+        batch: The largest batch that it supports: rows of the transformer, prompts of a text encoder, or images.
+        graph: The fingerprint of the graph that it was built from (see `fingerprint_of`), or None for NVIDIA's graphs.
     """
 
     folder: Path
@@ -93,19 +95,22 @@ class BuiltEngine:
 def engine_folder(
     cache_dir: Path, checkpoint: Checkpoint, part: str, precision: GraphPrecision, target: Target
 ) -> Path:
-    """Return the folder of an engine, which may not exist."""
+    """Return where `sd35 compile` writes an engine. The folder may not exist."""
     name = f"{FOLDERS.get(part, part)}-{part_precision(part, precision)}"
     return build_root(cache_dir, checkpoint) / "engines" / str(target) / name
 
 
 def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, target: Target) -> Key:
-    """Return the fields of an engine's key that readers check. The builder adds `shapes`, `batch` and `graph`."""
+    """Return the fields of an engine's key that a reader knows. The builder adds `shapes`, `batch` and `graph`."""
     key = graph_key(checkpoint, part, precision)
     return {**key, "format": _ENGINE_FORMAT, **asdict(target)}
 
 
 def graph_fingerprint(graphs: OfficialGraphs, part: str) -> Key:
-    """Return the fingerprint of a graph of `sd35 compile`. Empty for NVIDIA's graphs, which the revision covers."""
+    """Return the key field `graph`, the fingerprint of a graph of `sd35 compile`, or no field for NVIDIA's graphs.
+
+    The revision covers NVIDIA's graphs already.
+    """
     fingerprint = fingerprint_of(graphs.path(part).parent)
     return {"graph": fingerprint} if fingerprint else {}
 
@@ -113,17 +118,19 @@ def graph_fingerprint(graphs: OfficialGraphs, part: str) -> Key:
 def compiled_engines(
     cache_dir: Path | None, checkpoint: Checkpoint, precision: GraphPrecision, target: Target
 ) -> dict[str, BuiltEngine]:
-    """Return a checkpoint's five engines by part, after verifying their checksums.
+    """Verify the checksums of a checkpoint's five engines, and return the engines by part.
 
-    Raises NotCompiled if an engine is not built, damaged, or built for another revision, version or architecture, or
-    if its graph exists and was rebuilt since.
+    Raises NotCompiled if an engine is missing or damaged, was built for another revision, or was built from a graph
+    that has been rebuilt since.
     """
     engines = {}
     for part in NETWORKS:
         folder = engine_folder(cache_dir, checkpoint, part, precision, target) if cache_dir else None
-        key = {**engine_key(checkpoint, part, precision, target), **_graph_key(cache_dir, checkpoint, part, precision)}
+        key = dict(engine_key(checkpoint, part, precision, target))
+        key |= _current_graph(cache_dir, checkpoint, part, precision)
         if not folder or not is_built(folder, key, verify_checksums=True):
-            what = f"the {precision} engines of {checkpoint.name} for {target}{f' ({folder})' if folder else ''} are"
+            place = f" ({folder})" if folder else ""
+            what = f"the {precision} engines of {checkpoint.name} for {target}{place} are"
             arguments = ["compile", "--checkpoint", checkpoint.opened_as or checkpoint.name, "--precision", precision]
             raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu], cache_dir)
         built = read_key(folder)
@@ -131,8 +138,11 @@ def compiled_engines(
     return engines
 
 
-def _graph_key(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
-    """Return the fingerprint of the graph that the engine must have been built from. Empty if the graph is missing."""
+def _current_graph(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
+    """Return the key field `graph` for the graph that is in the cache now, or no field if there is no such graph.
+
+    An engine may be used without its graph, for example if only the engines were copied to the GPU's machine.
+    """
     if cache_dir is None or checkpoint.graphs:
         return {}
     return graph_fingerprint(compiled_graph_paths(cache_dir, checkpoint, precision), part)

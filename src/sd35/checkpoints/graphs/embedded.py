@@ -1,4 +1,4 @@
-"""The graphs that `sd35.compile.onnx_export` writes next to a checkpoint's weights. They refer to these weights."""
+"""Graphs next to a checkpoint's weights, which they refer to. `sd35.compile.onnx_export` writes them."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.weights.safetensors_file import weights_layout
 from sd35.errors import CheckpointError
 
-WEIGHTS_LAYOUT = "sd35.weights_layout"  # the metadata key for the layout of the weight files that a graph refers to
+WEIGHTS_LAYOUT = "sd35.weights_layout"  # a graph's metadata: the layout of the weight files that it refers to
 
 
 def has_embedded_graphs(checkpoint: Checkpoint) -> bool:
-    """Return whether the transformer's graph exists, without reading it."""
+    """Return whether a checkpoint has such graphs. Only checks that the transformer's graph exists."""
     return embedded_graph_path(checkpoint, "transformer").is_file()
 
 
@@ -23,17 +23,18 @@ def find_embedded_graph(checkpoint: Checkpoint, part: str) -> Path:
     """Return the path of a part's graph. Raises CheckpointError if it does not exist."""
     path = embedded_graph_path(checkpoint, part)
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; export the graphs with PyTorch: {_command(path)}")
+        raise CheckpointError(f"{path} is missing; export the graphs with PyTorch: {_export_command(path)}")
     return path
 
 
 def check_layout(path: Path, layout: str | None) -> None:
-    """Raise CheckpointError if the layout in a graph's metadata differs from that of the weights next to it."""
+    """Compare `layout`, a graph's metadata, with the weights next to it. Raises CheckpointError if they differ."""
     if layout and layout != weights_layout(path.parent):
         raise CheckpointError(
-            f"{path} refers to weights that were rewritten; export the graphs again: {_command(path)}"
+            f"{path} refers to weights that were rewritten; export the graphs again: {_export_command(path)}"
         )
 
 
-def _command(path: Path) -> str:
+def _export_command(path: Path) -> str:
+    """Return the command that exports the graphs again."""
     return f"python -m sd35.compile.onnx_export {path.parent.parent}"

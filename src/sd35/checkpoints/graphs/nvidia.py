@@ -24,8 +24,8 @@ class OfficialGraphs:
 
     Attributes:
         directory: The directory that contains `ONNX`.
-        transformer: The precision of the transformer to read.
-        transformer_at: Another folder for the transformer, used while it is built.
+        transformer: The precision of the transformer's graph.
+        transformer_at: The folder of the transformer's graph while it is built, instead of the one in `directory`.
     """
 
     directory: Path
@@ -40,16 +40,17 @@ class OfficialGraphs:
         return self.directory / _ROOT / folder / GRAPH_FILE
 
     def files(self) -> dict[str, Path]:
-        """Return all files of the graphs by their paths relative to the directory."""
+        """Return the files of all graphs, by their paths relative to the directory."""
         folders = [self.path(part).parent for part in (*FOLDERS, "transformer")]
         paths = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return {path.relative_to(self.directory).as_posix(): path for path in paths}
 
 
 def find_graphs(directory: Path, transformer: TransformerPrecision) -> OfficialGraphs | None:
-    """Return a directory's graphs, or None if it has another layout.
+    """Return the graphs in a directory, or None if it does not have NVIDIA's layout.
 
-    "auto" selects the transformer that exists, or BF16 if both exist. Raises CheckpointError if a graph is missing.
+    With "auto", an existing transformer is selected: BF16 if BF16 and FP8 exist. Raises CheckpointError if a graph is
+    missing.
     """
     if not (directory / _ROOT).is_dir():
         return None
@@ -58,5 +59,5 @@ def find_graphs(directory: Path, transformer: TransformerPrecision) -> OfficialG
     graphs = next((each for each in candidates if each.path("transformer").is_file()), candidates[0])
     paths = [graphs.path(part) for part in (*FOLDERS, "transformer")]
     if missing := [path.relative_to(directory).as_posix() for path in paths if not path.is_file()]:
-        raise CheckpointError(f"{directory} is incomplete: {', '.join(missing)} missing")
+        raise CheckpointError(f"{directory} is incomplete: {', '.join(missing)} missing; download or copy them")
     return graphs

@@ -1,7 +1,7 @@
 """Hugging Face's cache on this machine: the paths of a checkpoint's files, their state, and their removal.
 
-The layout of the cache is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` has
-files named by checksum, and `snapshots/<commit>/` links to them. Other programs use the same files.
+In the cache (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), `blobs/` has files named by their
+checksums. `snapshots/<commit>/`, the snapshot of a commit, links to them. Other programs use the same files.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ _CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CachePaths:
-    """The paths of one repository and revision. They may not exist."""
+    """The directories of a repository, of the snapshot of one revision, and of locks. They may not exist."""
 
     repository: Path
     snapshot: Path
     locks: Path
 
     def blob(self, checksum: str) -> Path:
-        """Return the path of a complete file."""
+        """Return the path of the complete file with this checksum."""
         return self.repository / "blobs" / checksum
 
     def partial(self, checksum: str) -> Path:
-        """Return the path of an incomplete file. Older versions of Hugging Face's library can resume it too."""
+        """Return the path of an incomplete download. Older versions of Hugging Face's library can resume it too."""
         return self.repository / "blobs" / (checksum + _PARTIAL_SUFFIX)
 
 
@@ -46,7 +46,10 @@ class CachePaths:
 class CacheStatus:
     """The state of a checkpoint on disk.
 
-    `is_complete` means that it can be opened. `stored_bytes` includes partial files.
+    Attributes:
+        is_complete: Whether no file is missing, so that it can be opened.
+        stored_bytes: The size of its files, including incomplete downloads.
+        directory: The snapshot, which may not exist.
     """
 
     is_complete: bool
@@ -55,9 +58,9 @@ class CacheStatus:
 
 
 def cache_paths(entry: RegisteredCheckpoint) -> CachePaths:
-    """Return the paths of a registered checkpoint in `HF_HUB_CACHE`, or in `hub` below `HF_HOME`.
+    """Return the paths of a registered checkpoint in Hugging Face's cache: `HF_HUB_CACHE`, or `hub` below `HF_HOME`.
 
-    Raises InvalidSetting if a variable of the hub's library is malformed.
+    Raises InvalidSetting if an environment variable of Hugging Face's library is malformed.
     """
     constants = hub_constants()
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{entry.repository.replace('/', '--')}"
@@ -65,7 +68,7 @@ def cache_paths(entry: RegisteredCheckpoint) -> CachePaths:
 
 
 def cache_status(entry: RegisteredCheckpoint) -> CacheStatus:
-    """Inspect a registered checkpoint on disk. Raises CheckpointError if the cache cannot be read."""
+    """Return the state of a registered checkpoint on disk. Raises CheckpointError if the cache cannot be read."""
     paths = cache_paths(entry)
     with disk_errors(entry, "looked up in the cache"):
         files = [paths.snapshot / path for path in snapshot_files(paths)]
@@ -75,7 +78,7 @@ def cache_status(entry: RegisteredCheckpoint) -> CacheStatus:
 
 @contextmanager
 def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
-    """Convert OSError to CheckpointError. `action` completes the message "CHECKPOINT cannot be ..."."""
+    """Convert OSError to CheckpointError. `action` is a participle for the message "NAME cannot be ACTION"."""
     try:
         yield
     except OSError as error:
@@ -84,9 +87,9 @@ def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
 
 
 def snapshot_files(paths: CachePaths) -> list[str]:
-    """List a checkpoint's files in the snapshot, including dangling links."""
-    found = paths.snapshot.rglob("*")
-    return checkpoint_files(path.relative_to(paths.snapshot).as_posix() for path in found if not path.is_dir())
+    """List a checkpoint's files in the snapshot, as relative paths. Includes links to missing files."""
+    files = (path for path in paths.snapshot.rglob("*") if not path.is_dir())
+    return checkpoint_files(path.relative_to(paths.snapshot).as_posix() for path in files)
 
 
 def is_checksum(text: object) -> TypeGuard[str]:
@@ -95,14 +98,14 @@ def is_checksum(text: object) -> TypeGuard[str]:
 
 
 def recorded_checksum(path: Path) -> str | None:
-    """Return the checksum in the name of the blob that a file links to, or None if it is not such a link."""
+    """Return the checksum that a link's target has as its name, or None if the path is not a link to a blob."""
     if path.is_symlink() and _CHECKSUM.fullmatch(name := path.readlink().name):
         return name
     return None
 
 
 def digest_for(checksum: str, size_bytes: int) -> "_Hash":
-    """Create a digest of the same kind as a checksum: SHA-256 for large files, git's SHA-1 for small ones."""
+    """Create the digest to compare with a checksum: SHA-256 for large files, git's SHA-1 of a blob for small files."""
     if len(checksum) == 64:
         return hashlib.sha256()
     return hashlib.sha1(f"blob {size_bytes}\0".encode(), usedforsecurity=False)
@@ -116,24 +119,28 @@ def discard(path: Path) -> None:
 
 
 def remove(entry: RegisteredCheckpoint) -> int:
-    """Delete a registered checkpoint's revision and its partial files. Return the number of freed bytes.
+    """Delete a registered checkpoint's revision and incomplete downloads. Return the number of freed bytes.
 
-    Files that other revisions share stay. Permissions are checked first, so that a failure deletes nothing.
+    Files that other revisions share are kept. Permissions are checked before anything is deleted.
 
     Raises CheckpointError if the checkpoint is not on disk, or the cache is damaged or not writable.
     """
     paths = cache_paths(entry)
     with disk_errors(entry, "removed"):
         if not _partial_files(paths) and not paths.snapshot.is_dir():
-            raise CheckpointError(f"{entry.name} is not on disk ({paths.snapshot})")
-        # The hub's library does not stop at a read-only directory. It logs tracebacks.
+            raise CheckpointError(f"{entry.name} is not on disk: there is no directory {paths.snapshot} to remove")
+        # Hugging Face's library does not raise an error for a read-only directory: it only logs a traceback.
         for folder in (paths.repository, *(path for path in paths.repository.rglob("*") if path.is_dir())):
             if why := why_not_writable(folder):
                 raise CheckpointError(f"{entry.name} cannot be removed: {why}")
-        return _remove(entry, paths)
+        return _delete_revision(entry, paths)
 
 
-def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
+def _delete_revision(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
+    """Delete incomplete downloads and the revision. Return the number of freed bytes.
+
+    Raises CheckpointError if Hugging Face's library does not recognise the repository.
+    """
     from huggingface_hub import scan_cache_dir
 
     freed = 0
@@ -142,7 +149,7 @@ def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
         file.unlink(missing_ok=True)
     for path in snapshot_files(paths):
         if not (paths.snapshot / path).exists():
-            (paths.snapshot / path).unlink()  # the library refuses a repository with a dangling link
+            (paths.snapshot / path).unlink()  # the library refuses a repository with a link to a missing file
     if paths.snapshot.is_dir():
         scanned = scan_cache_dir(paths.repository.parent)
         # Forks can have the same commits, so only this repository may be searched.
@@ -152,11 +159,11 @@ def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
         freed += strategy.expected_freed_size
         if paths.snapshot.is_dir():
             why = "; ".join(map(str, scanned.warnings))
-            raise CheckpointError(f"{paths.repository} is damaged ({why}); delete it by hand")
+            raise CheckpointError(f"{paths.repository} is damaged ({why}); delete this directory by hand")
     return freed
 
 
 def _partial_files(paths: CachePaths) -> list[Path]:
-    """List incomplete files. Other programs download to files with other names, which are not listed."""
+    """List the incomplete downloads of this program. Other programs give theirs other names."""
     found = (paths.repository / "blobs").glob("*" + _PARTIAL_SUFFIX)
     return sorted(path for path in found if _CHECKSUM.fullmatch(path.name.removesuffix(_PARTIAL_SUFFIX)))

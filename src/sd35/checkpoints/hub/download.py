@@ -1,9 +1,9 @@
 """Download registered checkpoints from the Hugging Face hub, with resumption and checksums.
 
-A file is downloaded over plain HTTPS to the cache's path for incomplete files. It is renamed to its final path, where
-other programs find it, only after its checksum was compared with that of the hub. `huggingface_hub` restarts an
-interrupted file from the beginning (https://github.com/huggingface/huggingface_hub/pull/4228) and does not compare
-checksums, so it is not used to download files.
+A file is downloaded to a path for incomplete files in Hugging Face's cache. When its checksum is equal to the hub's, it
+is renamed to its final path, where other programs find it. `huggingface_hub` is not used to download files, because it
+restarts an interrupted file from the beginning (https://github.com/huggingface/huggingface_hub/pull/4228) and does not
+compare checksums.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd35.checkpoints.hub.cache import CachePaths, cache_paths, digest_for
-from sd35.checkpoints.hub.errors import download_errors
+from sd35.checkpoints.hub.errors import download_errors, retry_command
 from sd35.checkpoints.hub.plan import DownloadPlan, HubFile, OnBytes, has_size
 from sd35.checkpoints.layout import missing_files
 from sd35.errors import CheckpointError, DownloadFailed
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _WORKERS = 4
-_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # start again from the first after progress
-_SMALL_BYTES = 2**24
+_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # waits between attempts; after an attempt with progress, the first is next
+_SMALL_BYTES = 2**24  # files up to this size are downloaded first
 _BLOCK_BYTES = 2**20
 
 
 def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
     """Download the missing files of a plan, and return the checkpoint's directory.
 
-    `on_bytes` is called on any thread with the number of bytes that arrived. It is negative if a file is restarted.
-    After a failure or an interruption, the next call resumes the incomplete files. Raises DownloadFailed.
+    `on_bytes` is called on any thread with the number of bytes that arrived. If a file is restarted, the number is
+    negative. After a failure or an interruption, the next call resumes the incomplete files.
+
+    Raises DownloadFailed, or CheckpointError if the repository does not contain a complete checkpoint.
     """
     paths, stop = cache_paths(plan.entry), threading.Event()
     order = sorted(plan.missing, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
@@ -49,8 +51,8 @@ def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
             raise
     if missing := missing_files(paths.snapshot):
         raise CheckpointError(
-            f"the repository {plan.entry.repository} is not a complete checkpoint: {', '.join(missing)} missing;"
-            " correct its entry in the registry file"
+            f"the repository {plan.entry.repository} is not a complete checkpoint: it lacks {', '.join(missing)};"
+            " correct its entry in the file of SD35_REGISTRY"
         )
     return paths.snapshot
 
@@ -60,20 +62,21 @@ class _FileDownload:
 
     def __init__(self, plan: DownloadPlan, file: HubFile, on_bytes: OnBytes, stop: threading.Event) -> None:
         self._entry, self._paths, self._file = plan.entry, cache_paths(plan.entry), file
-        self._is_shared = sum(each.checksum == file.checksum for each in plan.missing) > 1
+        # Whether several files of the checkpoint have the same content, and so the same blob.
+        self._is_shared = sum(other.checksum == file.checksum for other in plan.missing) > 1
         self._on_bytes, self._stop = on_bytes, stop
 
     def run(self) -> None:
         """Download the file and add it to the snapshot.
 
-        Raises DownloadFailed, and errors of HTTP, of the hub's library and of the disk.
+        Raises DownloadFailed, and errors that `download_errors` converts: of HTTP, the hub's library and the disk.
         """
         from huggingface_hub.utils import WeakFileLock
 
         blob, link = self._paths.blob(self._file.checksum), self._paths.snapshot / self._file.path
         for folder in (blob.parent, link.parent, self._paths.locks):
             folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self._paths.locks / f"{self._file.checksum}.part.lock"):  # for concurrent `sd35 pull`
+        with WeakFileLock(self._paths.locks / f"{self._file.checksum}.part.lock"):  # against a second `sd35 pull`
             is_new = not has_size(blob, self._file)
             if is_new:
                 self._download(blob)
@@ -82,10 +85,10 @@ class _FileDownload:
                 self._add_to_snapshot(blob, link, may_move=is_new and not self._is_shared)
 
     def _add_to_snapshot(self, blob: Path, link: Path, *, may_move: bool) -> None:
-        """Add a complete file to the snapshot, as `huggingface_hub` does.
+        """Add the complete file `blob` to the snapshot at `link`, as `huggingface_hub` does.
 
         Creates a symbolic link. If the file system does not support links, or HF_HUB_DISABLE_SYMLINKS forbids them,
-        moves the file, or copies it if other files of the checkpoint have the same content.
+        this method moves the file if `may_move`, and copies it otherwise.
         """
         from huggingface_hub.file_download import are_symlinks_supported
 
@@ -99,6 +102,10 @@ class _FileDownload:
             copy.replace(link)
 
     def _download(self, blob: Path) -> None:
+        """Download the file, with retries, check its checksum, and rename it to `blob`.
+
+        Raises DownloadFailed if the checksum is wrong, and the error of the last attempt if no attempt is left.
+        """
         partial = self._paths.partial(self._file.checksum)
         partial.touch()
         with partial.open("r+b") as out:
@@ -106,22 +113,25 @@ class _FileDownload:
             waits = iter(_RETRY_WAITS_S)
             while (start := out.tell()) < self._file.size_bytes:
                 digest, error = self._append(out, digest)
-                waits = iter(_RETRY_WAITS_S) if out.tell() > start else waits
-                if error and ((wait_s := next(waits, None)) is None or self._stop.wait(wait_s)):
-                    raise error
+                if out.tell() > start:
+                    waits = iter(_RETRY_WAITS_S)
+                if error:
+                    wait_s = next(waits, None)
+                    if wait_s is None or self._stop.wait(wait_s):
+                        raise error
             out.flush()
             os.fsync(out.fileno())
         if digest.hexdigest() != self._file.checksum:
             partial.unlink()
             raise DownloadFailed(
                 f"{self._file.path} differs from the hub's file: expected checksum {self._file.checksum}, found"
-                f" {digest.hexdigest()}; it was deleted. Run `sd35 pull {self._entry.name}` again. If that does not"
-                " help, a proxy or the server at HF_ENDPOINT changes files"
+                f" {digest.hexdigest()}. The download was deleted. Run `sd35 pull {self._entry.name}` again. If that"
+                " does not help, a proxy or the server at HF_ENDPOINT changes files"
             )
         partial.replace(blob)
 
     def _resume(self, out: BufferedRandom) -> "_Hash":
-        """Compute the digest of the stored bytes, and seek to their end. Empties the file first if it is too long."""
+        """Return the digest of the bytes in the file, and seek to their end. Empty the file first if it is too long."""
         digest = digest_for(self._file.checksum, self._file.size_bytes)
         is_too_long = out.seek(0, os.SEEK_END) > self._file.size_bytes
         out.seek(0)
@@ -132,7 +142,11 @@ class _FileDownload:
         return digest
 
     def _append(self, out: BufferedRandom, digest: "_Hash") -> tuple["_Hash", Exception | None]:
-        """Request the remaining bytes and append them. Return the digest, and the error if the connection broke."""
+        """Request the remaining bytes and append them.
+
+        Return the digest, and an error if the connection broke or the server sent no bytes: then try again. Raise other
+        errors, such as those of an error status.
+        """
         from httpx2 import TransportError
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -142,7 +156,7 @@ class _FileDownload:
         if start := out.tell():
             headers["Range"] = f"bytes={start}-"
         try:
-            # The library only retries after status 429. After a broken connection, `_download` resumes.
+            # The library retries only after status 429. After a broken connection, `_download` resumes the file.
             with http_stream_backoff(
                 "GET", url, headers=headers, timeout=timeout_s, retry_on_exceptions=(), retry_on_status_codes=429
             ) as response:
@@ -153,22 +167,26 @@ class _FileDownload:
                     digest = digest_for(self._file.checksum, self._file.size_bytes)
                 for block in response.iter_bytes():
                     if self._stop.is_set():
-                        raise InterruptedError
+                        raise InterruptedError  # internal: `fetch` has failed or was interrupted already
                     write(out, block)
                     digest.update(block)
                     self._on_bytes(len(block))
         except TransportError as error:
             return digest, error
-        is_empty = out.tell() <= start
-        return digest, DownloadFailed(f"the server sent no bytes of {self._file.path}") if is_empty else None
+        if out.tell() > start:
+            return digest, None
+        return digest, DownloadFailed(
+            f"the server sent no bytes of {self._file.path}; {retry_command(self._entry)} later"
+        )
 
 
 def write(out: BufferedRandom, block: bytes) -> None:
-    """Append a block. Tests replace this function to simulate a full disk."""
+    """Write a block to a file. Tests replace this function to simulate a full disk."""
     out.write(block)
 
 
 def _check_space(plan: DownloadPlan, paths: CachePaths) -> None:
+    """Raise DownloadFailed if the disk of the cache has too little free space for the download."""
     existing = next(folder for folder in (paths.repository, *paths.repository.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < plan.missing_bytes:

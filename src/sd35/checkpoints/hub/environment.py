@@ -1,6 +1,7 @@
 """Checks of the environment variables that `huggingface_hub` and its HTTP client read.
 
-The library does not check them. A malformed variable would raise an unrelated exception in the code that uses it.
+The library does not check them. Without these checks, a malformed variable would raise an exception that does not name
+the variable.
 """
 
 import os
@@ -12,8 +13,9 @@ from sd35.errors import InvalidSetting
 from sd35.settings.proxies import check_proxies, is_address
 
 _MAX_TIMEOUT_S = 24 * 60 * 60
+_LOG_IN = "run `hf auth login`, or set HF_TOKEN"
 _ADDRESS = "an address such as https://huggingface.co"
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the library's order
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the order in which the library reads them
 
 
 def hub_constants() -> ModuleType:
@@ -25,7 +27,7 @@ def hub_constants() -> ModuleType:
 
 
 def check_import_variables() -> None:
-    """Raise InvalidSetting if a variable would make the import of `huggingface_hub` fail."""
+    """Raise InvalidSetting if an environment variable would make the import of `huggingface_hub` fail."""
     for name, (parse, allowed) in _READ_ON_IMPORT.items():
         if (value := os.environ.get(name)) is not None:
             try:
@@ -35,7 +37,7 @@ def check_import_variables() -> None:
 
 
 def check_request_variables() -> None:
-    """Raise InvalidSetting if a variable for addresses, headers or certificates would make requests fail."""
+    """Raise InvalidSetting if an environment variable for addresses, headers or certificates would break requests."""
     constants = hub_constants()
     if not is_address(constants.ENDPOINT, ("http", "https")):
         raise InvalidSetting(f"HF_ENDPOINT: got {_shown(constants.ENDPOINT)}; allowed: {_ADDRESS}")
@@ -52,9 +54,10 @@ def check_request_variables() -> None:
 
 
 def hub_token() -> str | None:
-    """Return the token for requests to the hub, or None.
+    """Return the token for requests to the hub, or None if there is no token.
 
-    Raises InvalidSetting if the token cannot be read or cannot be sent in an HTTP header. The error never contains it.
+    Raises InvalidSetting if the token cannot be read or cannot be sent in an HTTP header. The message never contains
+    the token.
     """
     constants = hub_constants()
     from huggingface_hub import get_token
@@ -66,9 +69,9 @@ def hub_token() -> str | None:
         raise InvalidSetting(f"HF_OIDC_RESOURCE: {error}") from error
     except OSError as error:
         file = error.filename or constants.HF_TOKEN_PATH
-        raise InvalidSetting(f"the token's file {file} cannot be read: {error.strerror}") from error
+        raise InvalidSetting(f"the token's file {file} cannot be read: {error.strerror}; {_LOG_IN}") from error
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: it is not UTF-8") from error
+        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} is not UTF-8; {_LOG_IN}") from error
     if token is not None and (position := _first_unsendable(token)) is not None:
         source = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), constants.HF_TOKEN_PATH)
         raise InvalidSetting(
@@ -78,26 +81,27 @@ def hub_token() -> str | None:
     return token
 
 
-def _timeout(value: str) -> None:
+def _check_timeout(value: str) -> None:
     """Raise ValueError if the library or a socket would not accept the value as a timeout."""
     if not 0 <= int(value) <= _MAX_TIMEOUT_S:
         raise ValueError
 
 
 _SECONDS = f"a whole number of seconds, 0 to {_MAX_TIMEOUT_S}"
+# By variable: a function that raises ValueError for a malformed value, and a description of the allowed values.
 _READ_ON_IMPORT: Mapping[str, tuple[Callable[[str], object], str]] = {
     "HF_ENDPOINT": (urlsplit, _ADDRESS),
-    "HF_HUB_DOWNLOAD_TIMEOUT": (_timeout, _SECONDS),
-    "HF_HUB_ETAG_TIMEOUT": (_timeout, _SECONDS),
+    "HF_HUB_DOWNLOAD_TIMEOUT": (_check_timeout, _SECONDS),
+    "HF_HUB_ETAG_TIMEOUT": (_check_timeout, _SECONDS),
 }
 
 
 def _first_unsendable(text: str, extra: str = "") -> int | None:
-    """Return the index of the first character that is neither visible ASCII nor in `extra`."""
-    return next((index for index, char in enumerate(text) if not ("!" <= char <= "~" or char in extra)), None)
+    """Return the index of the first character that is not visible ASCII and not in `extra`, or None."""
+    return next((index for index, char in enumerate(text) if not "!" <= char <= "~" and char not in extra), None)
 
 
 def _shown(value: str, limit: int = 80) -> str:
-    """Format a value in ASCII for an error message. Invisible characters become escapes."""
+    """Format a value in ASCII for an error message, shortened to `limit`. Invisible characters become escapes."""
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

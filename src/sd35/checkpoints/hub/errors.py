@@ -23,9 +23,9 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
-    """Convert errors of the hub's library, of HTTP and of the disk to DownloadFailed.
+    """Convert errors of the hub's library, of HTTP and of the disk in a `with` block to DownloadFailed.
 
-    Checks the environment variables and the token first. Raises InvalidSetting if one of them is not valid.
+    Before the block, check the environment variables and the token. Raises InvalidSetting if one of them is not valid.
     """
     check_request_variables()
     from httpx2 import HTTPError, InvalidURL
@@ -41,12 +41,13 @@ def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
     except (HTTPError, InvalidURL) as error:
         raise DownloadFailed(_connection_error(entry, error)) from error
     except ssl.SSLError as error:  # from reading certificates; TLS errors of a connection are ConnectError
-        raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error})") from error
+        raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}") from error
     except OSError as error:
         raise DownloadFailed(_disk_error(entry, error)) from error
 
 
 def _http_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
+    """Explain a response with an error status, and say what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
@@ -54,37 +55,39 @@ def _http_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
         return _access_error(entry, error)
     remedy = "correct its entry in the file of SD35_REGISTRY, or update sd35"
     if isinstance(error, RevisionNotFoundError):
-        return f"{entry.repository} has no revision {entry.revision}: {remedy}"
+        return f"{entry.repository} has no revision {entry.revision}; {remedy}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it: {remedy}"
+        return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it; {remedy}"
     if status == 404:
         return (
-            f"{error.response.url.path} does not exist at {_endpoint()}; is HF_ENDPOINT a server of the hub's protocol?"
+            f"{error.response.url.path} does not exist at {_endpoint()}; check that HF_ENDPOINT is the address of a"
+            " Hugging Face hub"
         )
-    return f"{_endpoint()} answered with status {status}; {_retry(entry)} later to resume"
+    return f"{_endpoint()} answered with status {status}; {retry_command(entry)} later to resume"
 
 
 def _access_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
-    """Explain status 401 (an unknown or missing token, or a missing repository) and 403 (no access)."""
+    """Explain status 401 (the token or the repository is unknown) or 403 (no access), and say what to do."""
     page, tokens = f"{_endpoint()}/{entry.repository}", f"{_endpoint()}/settings/tokens"
     if error.response.status_code == 401 and hub_token() is None:
         return (
             f"{entry.repository} is gated or does not exist, and no token was found: accept its licence at {page},"
-            f" create a token at {tokens}, and provide it with `hf auth login` or HF_TOKEN; then {_retry(entry)}"
+            f" create a token at {tokens}, and provide it with `hf auth login` or HF_TOKEN; then {retry_command(entry)}"
         )
     if error.response.status_code == 401:
         return (
             "the hub does not accept the token (from HF_TOKEN or `hf auth login`): it is wrong or has expired; create"
-            f" another at {tokens}, then {_retry(entry)}"
+            f" another at {tokens}, then {retry_command(entry)}"
         )
     message = f" (the hub says: {error.server_message})" if error.server_message else ""
     return (
         f"the token's account has no access to {entry.repository}{message}: accept its licence at {page}, and give"
-        f" the token access to gated repositories at {tokens}; then {_retry(entry)}"
+        f" the token access to gated repositories at {tokens}; then {retry_command(entry)}"
     )
 
 
 def _connection_error(entry: RegisteredCheckpoint, error: Exception) -> str:
+    """Explain why the hub cannot be reached or a connection ended, and say what to do."""
     from httpx2 import ConnectError, ProxyError, TimeoutException
 
     host = urlsplit(_endpoint()).hostname or _endpoint()
@@ -99,13 +102,14 @@ def _connection_error(entry: RegisteredCheckpoint, error: Exception) -> str:
     if isinstance(error, ConnectError):
         return f"{host} cannot be reached ({error}): check the network, HF_ENDPOINT and HTTPS_PROXY"
     problem = "timed out" if isinstance(error, TimeoutException) else f"broke off ({error})"
-    return f"the connection to {host} {problem}; {_retry(entry)} to resume"
+    return f"the connection to {host} {problem}; {retry_command(entry)} to resume"
 
 
 def _disk_error(entry: RegisteredCheckpoint, error: OSError) -> str:
+    """Explain why the cache cannot be written to, and say what to do."""
     from huggingface_hub import constants
 
-    cache, retry = constants.HF_HUB_CACHE, f"{_retry(entry)} to resume"
+    cache, retry = constants.HF_HUB_CACHE, f"{retry_command(entry)} to resume"
     if error.errno in _DISK_FULL:
         return f"the disk of {cache} is full: free some space, or set HF_HOME to a directory elsewhere; then {retry}"
     if isinstance(error, PermissionError) and (why := why_not_writable(Path(cache))):
@@ -113,7 +117,8 @@ def _disk_error(entry: RegisteredCheckpoint, error: OSError) -> str:
     return f"{error.filename or cache} cannot be used ({error.strerror or error}): correct it or HF_HOME, and {retry}"
 
 
-def _retry(entry: RegisteredCheckpoint) -> str:
+def retry_command(entry: RegisteredCheckpoint) -> str:
+    """Return the part of a message that says how to try again."""
     return f"run `sd35 pull {entry.name}` again"
 
 
@@ -124,7 +129,7 @@ def _endpoint() -> str:
 
 
 def _proxy(host: str) -> str | None:
-    """Return the address of the proxy for requests to the hub, without its password."""
+    """Return HOST:PORT of the proxy for requests to the hub, without its password, or None without a proxy."""
     proxies = getproxies()
     url = proxies.get(urlsplit(_endpoint()).scheme) or proxies.get("all")
     if not url or proxy_bypass(host):
@@ -134,6 +139,7 @@ def _proxy(host: str) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, its cause, the cause of the cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -10,8 +10,9 @@ from sd35.checkpoints.layout import PARTS, checkpoint_files
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError, DownloadFailed
 
-_CHECK_ENDPOINT = "is HF_ENDPOINT a server of the hub's protocol?"
+_CHECK_ENDPOINT = "check that HF_ENDPOINT is the address of a Hugging Face hub"
 OnBytes = Callable[[int], None]  # called with the number of bytes that arrived or were read
+# What the library raises for a malformed response: it does not check the types of the fields.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
@@ -26,7 +27,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The files of a registered checkpoint, the ones that are missing on disk, and the number of bytes to download."""
+    """The files of a registered checkpoint on the hub, those that are missing on disk, and the bytes to download."""
 
     entry: RegisteredCheckpoint
     files: tuple[HubFile, ...]
@@ -37,12 +38,12 @@ class DownloadPlan:
 def plan_download(entry: RegisteredCheckpoint) -> DownloadPlan:
     """List a registered checkpoint's files on the hub, and determine which are missing on disk.
 
-    Raises DownloadFailed, or CheckpointError if the repository does not hold an SD3.5 checkpoint.
+    Raises the errors of `list_files`, and DownloadFailed if the cache cannot be read.
     """
     files, paths = list_files(entry), cache_paths(entry)
     with download_errors(entry):
         missing = tuple(file for file in files if not has_size(paths.snapshot / file.path, file))
-        # The key is the checksum, because equal files are downloaded once.
+        # By checksum, because files with equal content are downloaded once.
         missing_bytes = {file.checksum: file.size_bytes - _stored_bytes(paths, file) for file in missing}
     return DownloadPlan(entry, files, missing, sum(missing_bytes.values()))
 
@@ -50,7 +51,7 @@ def plan_download(entry: RegisteredCheckpoint) -> DownloadPlan:
 def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
     """List a checkpoint's files on the hub.
 
-    Raises DownloadFailed if the hub cannot be used, CheckpointError if the repository does not hold an SD3.5
+    Raises DownloadFailed if the hub cannot be used, CheckpointError if the repository does not contain an SD3.5
     checkpoint, InvalidSetting if an environment variable is not valid.
     """
     with download_errors(entry):
@@ -59,31 +60,33 @@ def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             info = HfApi().model_info(entry.repository, revision=entry.revision, files_metadata=True, timeout=timeout)
-        except _MALFORMED as error:  # the library does not check the types in a response
+        except _MALFORMED as error:
             raise DownloadFailed(f"{constants.ENDPOINT} sent an unexpected response; {_CHECK_ENDPOINT}") from error
     listed = {str(sibling.rfilename): sibling for sibling in info.siblings or []}
     files = []
     for path in checkpoint_files(listed):
         sibling = listed[path]
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if not is_checksum(checksum):  # the cache uses it as a file name
+        if not is_checksum(checksum):  # it becomes a file name, so other text could be a path outside the cache
             raise DownloadFailed(f"the hub lists no checksum of {path}; {_CHECK_ENDPOINT}")
         if not (isinstance(sibling.size, int) and sibling.size >= 0):
             raise DownloadFailed(f"the hub lists no size of {path}; {_CHECK_ENDPOINT}")
         files.append(HubFile(path, sibling.size, checksum))
     if missing := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
-        name = f"the repository {entry.repository}"
-        raise CheckpointError(f"{name} is not an SD3.5 checkpoint in the Diffusers layout: no {', '.join(missing)}")
+        raise CheckpointError(
+            f"the repository {entry.repository} is not an SD3.5 checkpoint in the Diffusers layout: it has no"
+            f" {' and no '.join(missing)}; correct its entry in the file of SD35_REGISTRY"
+        )
     return tuple(files)
 
 
 def has_size(path: Path, file: HubFile) -> bool:
-    """Return whether a path is a file of the listed size."""
+    """Return whether a path is a file of the size that the hub lists."""
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
 def _stored_bytes(paths: CachePaths, file: HubFile) -> int:
-    """Return how many bytes of a file are in the cache, as a file of another revision or as a partial file."""
+    """Return how many bytes of a file are in the cache, from another revision or an incomplete download."""
     partial = paths.partial(file.checksum)
     if has_size(paths.blob(file.checksum), file):
         return file.size_bytes

@@ -15,7 +15,10 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification, as paths in the snapshot. `unknown` has the files without a recorded checksum."""
+    """The result of a verification: the paths of files in the snapshot.
+
+    `unknown` lists files that exist, but have no recorded checksum to compare with.
+    """
 
     intact: tuple[str, ...]
     damaged: tuple[str, ...]
@@ -24,7 +27,7 @@ class Verification:
 
 
 def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: OnBytes) -> Verification:
-    """Compare each file's checksum with the hub's list, or offline with the name of the file's blob in the cache.
+    """Compare each file's checksum with the hub's list. If `offline`, compare it with the file's name in the cache.
 
     `on_bytes` is called with the size of each block that was read.
 
@@ -46,6 +49,7 @@ def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: O
 
 
 def _compare(snapshot: Path, expected: Mapping[str, str | None], missing: set[str], on_bytes: OnBytes) -> Verification:
+    """Compare files with their expected checksums, by path. `missing` are paths that are known to be missing."""
     missing = missing | {path for path in expected if not (snapshot / path).exists()}
     present = {path: checksum for path, checksum in expected.items() if path not in missing}
     recorded = {path: checksum for path, checksum in present.items() if checksum}
@@ -59,6 +63,7 @@ def _compare(snapshot: Path, expected: Mapping[str, str | None], missing: set[st
 
 
 def _has_checksum(path: Path, checksum: str, on_bytes: OnBytes) -> bool:
+    """Read a file and return whether it has the checksum."""
     digest = digest_for(checksum, path.stat().st_size)
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

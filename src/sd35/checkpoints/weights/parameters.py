@@ -1,9 +1,10 @@
 """Locate the parameters of a checkpoint's networks by their names in Diffusers and Transformers.
 
-Files use one of two naming schemes. Files in the Diffusers layout have the networks' own names. Stability's single
-files, with or without the text encoders, name the transformer's parameters as in the reference code
-(https://github.com/Stability-AI/sd3.5, `mmditx.py`) and the autoencoder's as in latent diffusion. In this scheme, q, k
-and v share one tensor, and norms that have only a scale and a shift store them in the opposite order.
+Files use one of two naming schemes. Files in the Diffusers layout have the names of Diffusers and Transformers.
+Stability's single files name the transformer's parameters as in the reference code
+(https://github.com/Stability-AI/sd3.5, `mmditx.py`), and the autoencoder's parameters as in latent diffusion. In this
+scheme, the weights of q, k and v share one tensor. Norms that have only a scale and a shift store them in the opposite
+order.
 
 This module needs no tensor library.
 """
@@ -18,7 +19,7 @@ from sd35.checkpoints.weights.safetensors_file import Stored, read_tensors
 from sd35.errors import CheckpointError
 from sd35.parsing import shown
 
-# The prefix of each part's parameter names in a single file.
+# In a single file, the parameter names of each part begin with this prefix.
 PREFIXES: Mapping[str, str] = {
     "transformer": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -26,7 +27,8 @@ PREFIXES: Mapping[str, str] = {
     "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
-CLIP = "clip"  # a separate file of a CLIP; the checkpoint's configurations identify which of the two it is
+CLIP = "clip"  # the part of a file with one CLIP; only the checkpoint's configurations tell which of the two it is
+# A file with only this part contains a parameter of this name, without a prefix.
 _MARKER_OF_SEPARATE_FILE: Mapping[str, str] = {
     "transformer": "joint_blocks.0.x_block.attn.qkv.weight",
     "text_encoder_3": "encoder.block.0.layer.0.SelfAttention.q.weight",
@@ -34,21 +36,21 @@ _MARKER_OF_SEPARATE_FILE: Mapping[str, str] = {
 }
 _FP8 = {"F8_E4M3", "F8_E5M2"}
 _SCALE_DTYPES = ("F32", "F16", "BF16")
-_SCALES = (".scale_weight", ".weight_scale")  # the two spellings in use
-# Entries that are not parameters: markers of scaled files, unused scales for FP8 arithmetic, data of older libraries.
+_SCALES = (".scale_weight", ".weight_scale")  # how the scales of scaled FP8 files are named: two spellings are in use
+# Entries that are not parameters: marks of scaled files, scales of inputs (not used here), data of older libraries.
 _IGNORED = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$")
 _SCALED_MARKER = re.compile(r"(^|\.)scaled_fp8$")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter, as a stored tensor or a part of one.
+    """The location of a parameter: a stored tensor, or one of several equal parts of its first axis.
 
     Attributes:
         stored: The tensor in the file.
-        part: The index of the parameter, if the tensor's first axis is divided into `of` equal parts.
-        of: The number of parameters in the tensor.
-        swapped: Whether the two halves of the first axis are stored in the opposite order.
+        part: The index of the parameter among the parts of the tensor.
+        of: The number of parts of the tensor. Each is one parameter.
+        swapped: Whether the file has the two halves of the first axis in the opposite order.
         scale: In a scaled FP8 file, the factor for the stored values: one number, or one for each row.
     """
 
@@ -62,8 +64,9 @@ class Weight:
 def weights_in(directory: Path, part: str) -> dict[str, Weight]:
     """Locate the parameters of one part of a directory in the Diffusers layout.
 
-    If several shards contain a parameter, the index decides. Raises CheckpointError if a file is missing or damaged,
-    the index is not valid, or a scaled FP8 weight has no scale.
+    If several shards contain a parameter, the index decides between them.
+
+    Raises CheckpointError if a file is missing or damaged, the index is not valid, or a scaled FP8 weight has no scale.
     """
     shards = weight_map(directory, part)
     files = {Path(name).name: read_tensors(directory / name) for name in weight_files(directory, part)}
@@ -72,49 +75,56 @@ def weights_in(directory: Path, part: str) -> dict[str, Weight]:
         return _with_scales(tensors)
     for name, shard in shards.items():
         if name not in files[shard]:
-            raise CheckpointError(f"{directory / part / shard}: expected {shown(name)}, as its index says; found none")
-    found = {name: files[shard][name] for name, shard in shards.items()}
+            raise CheckpointError(
+                f"{directory / part / shard}: expected {shown(name)}, which the index lists in this file; download or"
+                " copy the checkpoint again"
+            )
+    located = {name: files[shard][name] for name, shard in shards.items()}
     for tensors in files.values():
         for name, stored in tensors.items():
-            if found.setdefault(name, stored) is not stored and name not in shards:
+            # A parameter that the index does not list is used if only one shard contains it.
+            if located.setdefault(name, stored) is not stored and name not in shards:
                 raise CheckpointError(
-                    f"{directory / part}: {shown(name)} is in both {found[name].file.name} and {stored.file.name}, and"
-                    " the index lists neither"
+                    f"{directory / part}: {shown(name)} is in both {located[name].file.name} and {stored.file.name},"
+                    " and the index does not list it; download or copy the checkpoint again"
                 )
-    return _with_scales(found)
+    return _with_scales(located)
 
 
 def weights_of_file(file: Path) -> dict[str, dict[str, Weight]]:
-    """Locate the parameters of a single file, or of a separate file of a text encoder, by part.
+    """Locate the parameters in a single file, or in a file with one text encoder: by part, then by name.
 
-    The part of a separate CLIP file is `CLIP`, because the file alone does not identify which of the two it is. Raises
-    CheckpointError if the file is damaged or not part of SD3.5.
+    The part of a file with one CLIP is `CLIP`, because the file does not tell which of the two it is. Raises
+    CheckpointError if the file is damaged or contains no weights of SD3.5.
     """
     tensors = read_tensors(file)
-    parts = {part: _below(tensors, prefix) for part, prefix in PREFIXES.items()}
+    parts = {part: _without_prefix(tensors, prefix) for part, prefix in PREFIXES.items()}
     for part, marker in _MARKER_OF_SEPARATE_FILE.items():
         if marker in tensors:
             parts[part] = tensors
-    found = {part: _with_scales(below) for part, below in parts.items() if below}
-    if not found:
+    located = {part: _with_scales(stored) for part, stored in parts.items() if stored}
+    if not located:
         raise CheckpointError(
-            f"{file}: expected weights of SD3.5 (names with the prefix {', '.join(PREFIXES.values())}, or those of a"
-            f" text encoder), found {', '.join(sorted(tensors)[:3])}, ..."
+            f"{file}: expected weights of SD3.5 (names with one of the prefixes {', '.join(PREFIXES.values())}, or the"
+            f" names of a text encoder), found {', '.join(sorted(tensors)[:3])}, ..."
         )
-    if "transformer" in found:
-        renamed = _Transformer(found["transformer"]).renamed
-        found["transformer"] = dict(item for entry in found["transformer"].items() for item in renamed(*entry))
-    if "vae" in found:
-        found["vae"] = {_vae_name(name): weight for name, weight in found["vae"].items()}
-    return found
+    if "transformer" in located:
+        located["transformer"] = _TransformerNames(located["transformer"]).translate(located["transformer"])
+    if "vae" in located:
+        located["vae"] = {_vae_name(name): weight for name, weight in located["vae"].items()}
+    return located
 
 
-def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+def _without_prefix(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+    """Return the tensors with this prefix, by their names without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
-    """Combine weights with their scales, and skip entries that are not parameters."""
+    """Return the parameters among the tensors of a part, by name, with their scales if they are in scaled FP8.
+
+    Raises CheckpointError if a scaled FP8 weight has no scale, or a scale of an unsupported shape or type.
+    """
     is_scaled = any(_SCALED_MARKER.search(name) or name.endswith(_SCALES) for name in tensors)
     weights = {}
     for name, stored in tensors.items():
@@ -125,7 +135,10 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
             stem = name.removesuffix(".weight")
             scale_name = next((stem + spelling for spelling in _SCALES if stem + spelling in tensors), None)
             if scale_name is None:
-                raise CheckpointError(f"{stored.file}: expected a scale for {name} in scaled FP8; found none")
+                raise CheckpointError(
+                    f"{stored.file}: expected a scale for {name}, because the file has scaled FP8 weights; use another"
+                    " file"
+                )
             scale = tensors[scale_name]
             _check_scale(name, stored, scale_name, scale)
             weight = replace(weight, scale=scale)
@@ -134,21 +147,26 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
 
 
 def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> None:
-    """Raise CheckpointError unless the weight has one scale, or one for each of its rows."""
+    """Raise CheckpointError if a scale is neither one number nor one number for each row, or has another type."""
     is_one = all(size == 1 for size in scale.shape)
     is_one_per_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
     if not is_one and not is_one_per_row:
         rows = stored.shape[0] if stored.shape else 1
         raise CheckpointError(
-            f"{scale.file}: {scale_name} has the shape {list(scale.shape)}, for {name} of {list(stored.shape)};"
-            f" allowed: one scale, or one for each of the {rows} rows; scales of columns or blocks are not supported"
+            f"{scale.file}: {scale_name} has the shape {list(scale.shape)}, and its weight {name} has"
+            f" {list(stored.shape)}; allowed: one scale, or one for each of the {rows} rows (not of columns or blocks)"
         )
     if scale.dtype not in _SCALE_DTYPES:
-        raise CheckpointError(f"{scale.file}: {scale_name} is {scale.dtype}; allowed: {', '.join(_SCALE_DTYPES)}")
+        allowed = ", ".join(_SCALE_DTYPES)
+        raise CheckpointError(f"{scale.file}: {scale_name} has the type {scale.dtype}; allowed: {allowed}")
 
 
-class _Transformer:
-    """Translates the MMDiT's parameter names from Stability's scheme to that of Diffusers."""
+class _TransformerNames:
+    """Translates the MMDiT's parameter names from Stability's scheme to the names of Diffusers.
+
+    In the tables below, `_TOP` has the layers outside the blocks; `_IMAGE` and `_TEXT` have the layers of a block's two
+    streams; `_QKV` has the layers for q, k and v, which share a tensor in Stability's files.
+    """
 
     _TOP: Mapping[str, str] = {
         "pos_embed": "pos_embed.pos_embed",
@@ -179,14 +197,18 @@ class _Transformer:
     }
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._last = max((int(match[1]) for name in names if (match := self._BLOCK.fullmatch(name))), default=-1)
+        matches = (self._BLOCK.fullmatch(name) for name in names)
+        self._last = max((int(match[1]) for match in matches if match), default=-1)  # the index of the last block
 
-    def renamed(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
-        """Yield one parameter, or three if q, k and v share the tensor. Unknown names stay unchanged."""
-        if not (match := self._BLOCK.fullmatch(name)):
-            stem, _, kind = name.rpartition(".")
-            is_whole = name in self._TOP
-            target = self._TOP[name] if is_whole else f"{self._TOP[stem]}.{kind}" if stem in self._TOP else name
+    def translate(self, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+        """Return the weights by their names in Diffusers. Unknown names stay unchanged."""
+        return {target: part for name, weight in weights.items() for target, part in self._renamed(name, weight)}
+
+    def _renamed(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
+        """Yield the parameters in a tensor with their names: three if q, k and v share the tensor, otherwise one."""
+        match = self._BLOCK.fullmatch(name)
+        if match is None:
+            target = self._top_name(name)
             yield target, replace(weight, swapped=target.startswith("norm_out."))
             return
         layer, stream, stem, kind = int(match[1]), match[2], match[3], match[4]
@@ -199,6 +221,13 @@ class _Transformer:
         # The last block's text stream ends in the attention, so its norm has a scale and a shift, but no gates.
         is_pair = stream == "context_block" and stem == "adaLN_modulation.1" and layer == self._last
         yield f"{block}{names.get(stem, f'{stream}.{stem}')}.{kind}", replace(weight, swapped=is_pair)
+
+    def _top_name(self, name: str) -> str:
+        """Translate the name of a parameter outside the blocks. An unknown name stays unchanged."""
+        if name in self._TOP:  # a parameter that is no layer's weight or bias
+            return self._TOP[name]
+        layer, _, kind = name.rpartition(".")
+        return f"{self._TOP[layer]}.{kind}" if layer in self._TOP else name
 
 
 _VAE_NAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -221,7 +250,7 @@ _VAE_LEVELS = 4
 
 
 def _vae_name(name: str) -> str:
-    """Translate a name from latent diffusion, which counts the decoder's levels in the opposite order."""
+    """Translate a name from latent diffusion to Diffusers. They count the decoder's levels in opposite orders."""
     for pattern, target in _VAE_NAMES:
         name = pattern.sub(target, name)
     return re.sub(r"up_blocks\.(\d)", lambda match: f"up_blocks.{_VAE_LEVELS - 1 - int(match[1])}", name)

@@ -20,6 +20,7 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _MAX_NAME_LENGTH = 120
+# By the first bytes of a file: a format that is often mistaken for safetensors, for the error.
 _OTHER_FORMATS: Mapping[bytes, str] = {
     b"PK": "a pickle in a zip file, as torch.save writes; pickles execute code when loaded and are never opened",
     b"\x80": "a pickle; pickles execute code when loaded and are never opened",
@@ -30,7 +31,10 @@ _OTHER_FORMATS: Mapping[bytes, str] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. `dtype` is a key of `ITEM_BYTES`; `start` is its offset in the file, in bytes."""
+    """The location of a tensor in a file.
+
+    `dtype` is a key of `ITEM_BYTES`. `start` is the offset of the tensor's data in the file, in bytes.
+    """
 
     file: Path
     dtype: str
@@ -40,11 +44,12 @@ class Stored:
 
 
 def read_tensors(file: Path) -> dict[str, Stored]:
-    """Return the tensors of a file by name. Raises CheckpointError if it is not a complete safetensors file."""
+    """Return the locations of a file's tensors, by name. Raises CheckpointError if the file is damaged."""
     with _read_errors(file):
         header, data_start = _read_header(file)
         size = file.stat().st_size
     tensors = {name: _stored(file, name, entry, data_start, size - data_start) for name, entry in header.items()}
+    # The format requires that the tensors fill the file without gaps and overlaps.
     expected = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != expected:
@@ -56,7 +61,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
 
 
 def header_bytes(file: Path) -> bytes:
-    """Return the bytes before the data: the length and the header. Raises CheckpointError if they are not valid."""
+    """Return the bytes of a file before the tensors' data. Raises CheckpointError if its header is not valid."""
     with _read_errors(file):
         _, data_start = _read_header(file)
         with file.open("rb") as stream:
@@ -64,7 +69,7 @@ def header_bytes(file: Path) -> bytes:
 
 
 def weights_layout(folder: Path) -> str:
-    """Return a SHA-256 over the headers of a folder's safetensors files. Raises CheckpointError like `read_tensors`."""
+    """Return a SHA-256 over the names and headers of a folder's safetensors files. Raises CheckpointError."""
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         total.update(path.name.encode() + header_bytes(path))
@@ -73,14 +78,15 @@ def weights_layout(folder: Path) -> str:
 
 @contextmanager
 def _read_errors(file: Path) -> Iterator[None]:
+    """Convert OSError and ValueError (not valid JSON) to CheckpointError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}; download it again") from error
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the entries of a header and the offset of the data. Raises CheckpointError, OSError, ValueError."""
+    """Return the header's entries by name, and the offset of the data. Raises CheckpointError, OSError, ValueError."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(32)
@@ -99,6 +105,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _stored(file: Path, name: str, entry: object, data_start: int, data_bytes: int) -> Stored:
+    """Convert a tensor's entry in the header, with offsets from `data_start`. Raises CheckpointError if not valid."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if dtype in ITEM_BYTES and all(
             map(_is_size, (*shape, begin, end))
@@ -113,12 +120,12 @@ def _stored(file: Path, name: str, entry: object, data_start: int, data_bytes: i
 
 
 def _is_size(number: object) -> bool:
-    """Return whether a value is an integer of at most 63 bits. `bool` is a subclass of `int`."""
+    """Return whether a value is a non-negative integer of at most 63 bits. In Python, a `bool` is also an `int`."""
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
 
 
 def _bytes_of(shape: Sequence[int], dtype: str, limit: int) -> int | None:
-    """Return a tensor's size in bytes, or None if it exceeds `limit`. Stops early, so that numbers stay small."""
+    """Return a tensor's size in bytes, or None if it exceeds `limit`. The product stops there: it never gets huge."""
     if 0 in shape:
         return 0
     nbytes = ITEM_BYTES[dtype]
@@ -135,4 +142,5 @@ def _printable(name: str) -> str:
 
 
 def _broken(file: Path, expected: str, found: str) -> CheckpointError:
+    """Build the error for a damaged file."""
     return CheckpointError(f"{file}: expected {expected}, found {found}")

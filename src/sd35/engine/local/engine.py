@@ -65,7 +65,7 @@ class LocalEngine:
         self._scheduler: Scheduler[Generation] = Scheduler(limits, self._costs)
         self._generations: dict[str, Generation] = {}  # by submitted digest, while a caller waits
         self._waited_for: dict[Handle, Generation] = {}
-        self._is_closing = False
+        self._is_closing = self._has_failed = False
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._run_thread, args=(run,), name=name, daemon=True)
@@ -93,6 +93,8 @@ class LocalEngine:
         """See `Engine.submit`."""
         handle, now_s = Handle(), time.monotonic()
         with self._changed:
+            if self._has_failed:
+                raise NotReady.after_engine_failure(CLOSING_RETRY_S)
             if self._is_closing:
                 raise NotReady("closing", CLOSING_RETRY_S)
             generation = self._generations.get(work.request.digest)
@@ -187,7 +189,7 @@ class LocalEngine:
         except BaseException as error:  # noqa: BLE001  callers must not wait for a thread that has ended
             structlog.get_logger().exception("an engine thread failed; restart the service")
             with self._changed:
-                self._is_closing = True
+                self._is_closing = self._has_failed = True
                 generations = list(self._generations.values())
             for generation in generations:
                 message = f"an engine thread failed ({type(error).__name__}: {error}); restart the service"
