@@ -81,7 +81,7 @@ def test_unknown_wrong_and_revoked_keys_give_the_same_error():
         with pytest.raises(NotAuthenticated) as refused:
             authenticate(authenticator, bad)
         messages.add(str(refused.value))
-    assert messages == {"the API key is not valid"}
+    assert messages == {"the API key is not valid: it is incomplete, unknown or revoked; ask the operator for another"}
 
 
 def test_revoking_the_last_key_does_not_open_the_service():

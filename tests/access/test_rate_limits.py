@@ -52,7 +52,7 @@ def test_refused_requests_are_not_counted():
 
 def test_a_request_larger_than_the_bucket_is_refused_for_good():
     """The error has no time to try again."""
-    with pytest.raises(NotAllowed, match="takes 1001 pixels; allowed for this client: 1000 pixels in 3600 s"):
+    with pytest.raises(NotAllowed, match="takes 1001 pixels, and this client's limit is 1000 pixels in 3600 s"):
         limits(Clock(), pixels=1000).charge("a", NONE, 1001)
 
 
@@ -71,7 +71,10 @@ def test_an_image_counts_as_concurrent_until_it_ends():
     limited = limits(Clock(), concurrency=1)
     with limited.generating("a", NONE, 1), limited.generating("b", NONE, 1):
         for _ in range(2):
-            with pytest.raises(TooMany, match="1 images in progress; allowed: 1"), limited.generating("a", NONE, 1):
+            with (
+                pytest.raises(TooMany, match="1 of at most 1 images in progress"),
+                limited.generating("a", NONE, 1),
+            ):
                 pass
     with pytest.raises(KeyboardInterrupt), limited.generating("a", NONE, 1):
         raise KeyboardInterrupt

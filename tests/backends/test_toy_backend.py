@@ -165,7 +165,7 @@ def test_the_doctor_lists_a_registered_backend(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(BACKENDS, "toy", replace(SPEC, needs=("no_such_library",)))
     (finding,) = (each for each in examine(settings).backends if each.name == "toy")
     assert not finding.is_usable
-    assert "no_such_library not installed. Install NumPy." in finding.detail
+    assert "not installed (no_such_library). Install NumPy." in finding.detail
 
 
 @pytest.mark.parametrize(

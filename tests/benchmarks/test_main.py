@@ -80,7 +80,7 @@ def test_ctrl_c_keeps_the_results_so_far(
 
 def test_a_side_that_the_processor_cannot_run_gives_the_reason():
     """The reason is the error of the backend, for BF16 on a processor without it."""
-    with pytest.raises(CannotRun, match="precision: got 'bfloat16'; this processor allows: float32"):
+    with pytest.raises(CannotRun, match="precision: got 'bfloat16', which this processor does not support"):
         Worker("openvino-bf16", DIRECTORY, NO_BF16)
 
 
@@ -90,7 +90,7 @@ def test_planned_memory_skips_cases_that_the_processor_cannot_run(monkeypatch: p
     monkeypatch.setattr(planned_memory, "clean_environment", lambda: {**clean(), **NO_BF16})
     monkeypatch.setattr(planned_memory, "_WITH_GRAPHS", (planned_memory.Case("openvino", "bfloat16", "none"),))
     found = planned_memory.measure(DIRECTORY, 1)
-    reason = "precision: got 'bfloat16'; this processor allows: float32"
+    reason = "precision: got 'bfloat16', which this processor does not support; allowed: auto, float32"
     assert found.bars == []
     assert found.notes[1:] == [f"openvino bfloat16 none: skipped: {reason}"]
 

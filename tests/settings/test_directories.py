@@ -20,7 +20,8 @@ def test_a_directory_that_can_be_written_to_or_created_is_accepted(tmp_path: Pat
 def test_a_file_in_the_place_of_a_directory_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        InvalidSetting, match=r"^data_dir: .*file/data cannot be written to: .*file is not a directory$"
+        InvalidSetting,
+        match=r"^data_dir: .*file/data cannot be written to: .*file is not a directory; choose another path$",
     ):
         check_writable("data_dir", tmp_path / "file" / "data")
 

@@ -17,7 +17,7 @@ _SECRET = re.compile(r"sd35_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 
 class Role(StrEnum):
-    """Role of a key. Users generate images. Administrators also see all jobs, the admin routes and the metrics."""
+    """Role of a key. Users generate images. Administrators also see all jobs and images, and use the admin routes."""
 
     USER = "user"
     ADMIN = "admin"
@@ -46,7 +46,7 @@ class Key:
 
 
 class KeyStore(Protocol):
-    """Stores keys. Thread-safe. Methods block and raise StoreUnavailable."""
+    """Stores keys. Thread-safe. Methods block, and raise StoreUnavailable if the database does not answer."""
 
     def add(self, key: Key) -> None:
         """Store a new key."""
@@ -55,11 +55,11 @@ class KeyStore(Protocol):
         """Return all keys, revoked ones included, oldest first."""
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """Revoke a key and return it, or None if it is missing. An earlier revocation is not changed."""
+        """Revoke a key and return it, or None if there is no such key. Does not change an earlier revocation."""
 
 
 def new_key(name: str, role: Role, now_s: float, quota: Quota | None = None) -> tuple[Key, str]:
-    """Return a new key to store, and its secret, which cannot be recovered later."""
+    """Return a new key to store, and its secret. The secret is not stored, so it cannot be recovered later."""
     key_id = secrets.token_hex(8)
     secret = f"sd35_{key_id}_{secrets.token_urlsafe(32)}"
     return Key(key_id, name, _sha256(secret), role, now_s, quota or Quota()), secret
@@ -67,8 +67,8 @@ def new_key(name: str, role: Role, now_s: float, quota: Quota | None = None) -> 
 
 def id_of(secret: str) -> str | None:
     """Return the key ID in a secret, or None if the text is not a secret."""
-    found = _SECRET.fullmatch(secret)
-    return found[1] if found else None
+    match = _SECRET.fullmatch(secret)
+    return match[1] if match else None
 
 
 def matches(key: Key, secret: str) -> bool:
@@ -77,4 +77,5 @@ def matches(key: Key, secret: str) -> bool:
 
 
 def _sha256(secret: str) -> str:
+    # surrogatepass, because a client's text may not be valid Unicode.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

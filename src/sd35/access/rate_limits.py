@@ -1,9 +1,9 @@
 """Rate limits of clients: requests, pixels, and concurrent images. Each process counts on its own.
 
-Requests and pixels are token buckets, implemented by the generic cell rate algorithm (ITU-T I.371). It stores one
-number per bucket: the time at which the bucket is full again. A client may use its whole limit at once, and the bucket
-refills evenly. The library `limits` has neither token buckets nor refunds, and its moving window stores one object per
-used unit, which would be millions for pixels.
+Requests and pixels have token buckets. A client may use its whole limit at once, and the bucket refills evenly. The
+implementation is the generic cell rate algorithm (ITU-T I.371). It stores one number per bucket: the time at which the
+bucket is full again. The library `limits` has neither token buckets nor refunds. Its moving window stores one object
+per used unit, which would be millions of objects for pixels.
 """
 
 import math
@@ -17,8 +17,8 @@ from sd35.access.keys import Quota
 from sd35.errors import IdempotencyConflict, NotAllowed, NotReady, Overloaded, StoreUnavailable, TooMany
 
 _SWEEP_SIZE = 4096  # with more buckets than this, full ones are deleted
-_ROUNDING_S = 1e-6
-_REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # after these errors, no work was done
+_ROUNDING_S = 1e-6  # tolerance for rounding errors of times
+_REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # errors that mean that no work was done
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class _Bucket:
     limit: int
     period_s: float
 
-    def seconds(self, amount: float) -> float:
-        """Return the time in seconds in which an amount refills."""
+    def refill_s(self, amount: float) -> float:
+        """Return the time, in seconds, in which the bucket refills by an amount."""
         return amount * self.period_s / self.limit
 
 
 class Charge:
-    """The amount that was counted for a request. Call `refund` if no work was done for the request.
+    """The requests and pixels that were counted for a call. Call `refund` if no work was done for it.
 
-    `max_concurrent` is the maximum number of images of the request to generate at the same time.
+    `max_concurrent` is the maximum number of images of the call to generate at the same time.
     """
 
     def __init__(self, refund: Callable[[], None], max_concurrent: int = 1) -> None:
@@ -53,10 +53,10 @@ class Charge:
 
 
 class RateLimiter:
-    """Counts how much of its quota each client has used. Refused requests are not counted. For the event loop only.
+    """Counts how much of its quota each client has used. Refused requests are not counted. Not thread-safe.
 
     Args:
-        defaults: The limits that apply if the quota of a key has None.
+        defaults: The limits that apply where the quota of a key has None.
         clock: Monotonic clock, in seconds.
     """
 
@@ -67,17 +67,17 @@ class RateLimiter:
         self._images: Counter[str] = Counter()  # being generated, by client
 
     def charge(self, client: str, quota: Quota, pixels: int) -> Charge:
-        """Count a request for `pixels`.
+        """Count a request for `pixels`, and return the charge, which can be refunded.
 
         Raises:
             TooMany: A limit is reached for now.
-            NotAllowed: The request alone exceeds the limit of a whole hour.
+            NotAllowed: The request alone exceeds the limit of a whole hour. Waiting does not help.
         """
         now_s = self._clock()
         amounts = {"requests": 1, "pixels": pixels}
         buckets = self._buckets(client, quota)
         for bucket in buckets:
-            self._check(bucket, amounts[bucket.unit], now_s)
+            self._check_left(bucket, amounts[bucket.unit], now_s)
         for bucket in buckets:
             self._use(bucket, amounts[bucket.unit], now_s)
 
@@ -89,15 +89,16 @@ class RateLimiter:
 
     @contextmanager
     def generating(self, client: str, quota: Quota, pixels: int, images: int = 1) -> Iterator[Charge]:
-        """Count a request as `charge` does, and its images as concurrent until the block ends.
+        """Count a request as `charge` does, and its images as concurrent until the `with` block ends.
 
-        If the client may not generate all `images` at the same time, fewer count as concurrent; see
-        `Charge.max_concurrent`. If the block raises an error that means that no work was done, such as Overloaded or
-        NotReady, the charge is refunded.
+        If the client may not generate all `images` at the same time, fewer count as concurrent, see
+        `Charge.max_concurrent`. Refunds the charge if the block raises an error that means that no work was done, such
+        as Overloaded or NotReady. Raises TooMany and NotAllowed like `charge`.
         """
         limit = self._limits(quota).concurrency
         if limit and self._images[client] >= limit:
-            raise TooMany(f"this client already has {self._images[client]} images in progress; allowed: {limit}", 1.0)
+            running = self._images[client]
+            raise TooMany(f"this client already has {running} of at most {limit} images in progress", 1.0)
         charge = self.charge(client, quota, pixels)
         charge.max_concurrent = min(images, limit - self._images[client]) if limit else images
         self._images[client] += charge.max_concurrent
@@ -112,7 +113,10 @@ class RateLimiter:
                 del self._images[client]
 
     def headers(self, client: str, quota: Quota) -> Mapping[str, str]:
-        """Return response headers with limits and remaining amounts, as in draft-ietf-httpapi-ratelimit-headers-10."""
+        """Return response headers with limits and remaining amounts. Empty if the client has no limits.
+
+        Their format is that of draft-ietf-httpapi-ratelimit-headers-10.
+        """
         now_s = self._clock()
         policies, remaining = [], []
         for bucket in self._buckets(client, quota):
@@ -123,29 +127,32 @@ class RateLimiter:
         return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(remaining)} if policies else {}
 
     def _limits(self, quota: Quota) -> Quota:
+        """Return a quota with the default limits in place of None."""
         return replace(self._defaults, **{name: limit for name, limit in asdict(quota).items() if limit is not None})
 
     def _buckets(self, client: str, quota: Quota) -> list[_Bucket]:
+        """Return a client's buckets. An unlimited unit has none."""
         limits = self._limits(quota)
         bounds = (("requests", limits.requests_per_minute, 60.0), ("pixels", limits.pixels_per_hour, 3600.0))
         return [_Bucket(client, unit, limit, period_s) for unit, limit, period_s in bounds if limit]
 
-    def _check(self, bucket: _Bucket, amount: int, now_s: float) -> None:
+    def _check_left(self, bucket: _Bucket, amount: int, now_s: float) -> None:
+        """Raise TooMany if less than `amount` is left in a bucket, NotAllowed if a full bucket has less."""
         limit = f"{bucket.limit} {bucket.unit} in {bucket.period_s:.0f} s"
         if amount > bucket.limit:
             raise NotAllowed(
-                f"this request takes {amount} {bucket.unit}; allowed for this client: {limit}; request fewer or smaller"
-                " images"
+                f"this request takes {amount} {bucket.unit}, and this client's limit is {limit}; request fewer or"
+                " smaller images"
             )
         full_at_s = max(now_s, self._full_at_s.get((bucket.client, bucket.unit), now_s))
-        wait_s = full_at_s + bucket.seconds(amount) - now_s - bucket.period_s
+        wait_s = full_at_s + bucket.refill_s(amount) - now_s - bucket.period_s  # until the amount is in the bucket
         if wait_s > _ROUNDING_S:
             raise TooMany(f"this request needs more than is left of this client's limit of {limit}", wait_s)
 
     def _use(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         """Take an amount from a bucket; a negative amount returns it. Delete full buckets if there are many."""
         key = (bucket.client, bucket.unit)
-        self._full_at_s[key] = max(now_s, self._full_at_s.get(key, now_s)) + bucket.seconds(amount)
+        self._full_at_s[key] = max(now_s, self._full_at_s.get(key, now_s)) + bucket.refill_s(amount)
         if len(self._full_at_s) > self._max_buckets:
-            self._full_at_s = {each: full_at_s for each, full_at_s in self._full_at_s.items() if full_at_s > now_s}
+            self._full_at_s = {other: full_at_s for other, full_at_s in self._full_at_s.items() if full_at_s > now_s}
             self._max_buckets = max(_SWEEP_SIZE, 2 * len(self._full_at_s))

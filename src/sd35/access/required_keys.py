@@ -1,6 +1,6 @@
-"""A record outside the database that a service has API keys.
+"""A file outside the database that marks a service with API keys.
 
-If the database is lost, the service then refuses to start, instead of serving everyone without a key.
+If the database is lost, the file remains. The service then refuses to start, instead of serving everyone without a key.
 """
 
 import os
@@ -21,24 +21,24 @@ class KeysMarker:
 
     @property
     def is_set(self) -> bool:
-        """Whether the service once had keys."""
+        """Whether the file exists, which means that the service once had keys."""
         return os.path.lexists(self.path)
 
     def set(self, database: str) -> None:
-        """Create the file. Does nothing if it exists. Raises OSError."""
+        """Create the file with the name of the database. Does nothing if it exists. Raises OSError if that fails."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(self.path, "x", encoding="utf-8", opener=_private) as file:
+            with open(self.path, "x", encoding="utf-8", opener=_open_private) as file:
                 file.write(f"{database}\n")
         except FileExistsError:
             return
 
     def clear(self) -> None:
-        """Delete the file, if it exists. Raises OSError."""
+        """Delete the file if it exists. Raises OSError if that fails."""
         self.path.unlink(missing_ok=True)
 
     def loss_message(self, database: str) -> str:
-        """Return a message that the keys of a database are lost, with the remedies."""
+        """Return an error message for a database that has lost its keys, with the remedies."""
         try:
             recorded = self.path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
@@ -46,20 +46,20 @@ class KeysMarker:
         location = f"in {recorded}" if recorded and recorded != database else "in it"
         return (
             f"{database} has no API keys, but this service had keys {location}, as {self.path} records. The database"
-            " was removed or emptied, or the setting names another one. Restore it, or create a new key:"
+            " was removed or emptied, or the setting `database` names another one. Restore it, or create a new key:"
             " sd35 keys add NAME. To serve everyone without keys instead: sd35 keys open"
         )
 
 
 class RequiredKeyStore:
-    """A KeyStore that raises an error if it once had keys and has none now.
+    """A KeyStore that raises an error if the service once had keys and has none now.
 
-    The marker file is created when keys are first read. If that fails, keys are still required until the process ends.
+    Creates the marker file when it first reads keys. If that fails, keys are still required until the process ends.
 
     Args:
         store: The store with the keys.
-        marker: Records that the service has keys.
-        database: Name of the database in messages.
+        marker: The file that marks a service with keys.
+        database: The name of the database, for messages.
     """
 
     def __init__(self, store: KeyStore, marker: KeysMarker, database: str) -> None:
@@ -81,26 +81,29 @@ class RequiredKeyStore:
         self._store.add(key)
 
     def keys(self) -> Sequence[Key]:
-        """Return all keys, oldest first. Raises StoreUnavailable, also if the keys are lost."""
+        """Return all keys, oldest first. Raises StoreUnavailable if they cannot be read or are lost."""
         found = self._store.keys()
         if self._are_lost(found):
-            if not self._is_logged:  # responses to clients never contain paths
+            # The paths are only in the log, because responses to clients never contain them.
+            if not self._is_logged:
                 structlog.get_logger().error("the API keys are lost", reason=self._marker.loss_message(self._database))
             self._is_logged = True
             raise StoreUnavailable("the service has lost its API keys; its operator must restore them")
         return found
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """Revoke a key and return it, or None if it is missing."""
+        """Revoke a key and return it, or None if there is no such key."""
         return self._store.revoke(key_id, now_s)
 
     def _are_lost(self, found: Sequence[Key]) -> bool:
+        """Return whether `found`, the keys in the store, is empty but the service had keys. Remembers existing keys."""
         if found:
-            self._remember()
+            self._remember_keys()
             return False
         return self._had_keys or self._marker.is_set
 
-    def _remember(self) -> None:
+    def _remember_keys(self) -> None:
+        """Create the marker file, once per process. Only logs a warning if that fails."""
         if self._had_keys:
             return
         self._had_keys = True
@@ -114,5 +117,6 @@ class RequiredKeyStore:
             )
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read. An `opener` for Python's `open`."""
     return os.open(path, flags, 0o600)

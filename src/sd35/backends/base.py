@@ -1,7 +1,7 @@
-"""The backend contract: three batch-first functions over tensors.
+"""The interface of backends: encode prompts, predict velocities and decode latents, each for a batch.
 
-A backend holds weights but no state of a request: everything that an evaluation needs is in its arguments. Rows of one
-batch must have the same latent shape. Their steps, guidance, prompts, seeds and progress may differ.
+A backend holds weights but no state of a request. All inputs of an evaluation are in its arguments. A row is the input
+of one image. Rows of one batch must have the same latent shape. Their steps, guidance and prompts may differ.
 """
 
 import math
@@ -19,9 +19,10 @@ class TextEmbedding:
     """The outputs of the three text encoders for one prompt (SD3 paper, section 4; Diffusers' `encode_prompt`).
 
     Attributes:
-        tokens: CLIP-L and CLIP-G side by side, zero-padded to T5's width, followed by T5's tokens.
+        tokens: First the token outputs of CLIP-L and CLIP-G, joined along the channels and zero-padded to T5's width.
+            Then T5's token outputs.
         pooled: The projected outputs of CLIP-L and CLIP-G, concatenated.
-        nbytes: The size of both tensors together.
+        nbytes: The size of `tokens` and `pooled` together.
     """
 
     tokens: Float[Tensor, "text joint"]
@@ -47,7 +48,11 @@ class DenoiseRow:
     """The input of one image to an evaluation of the transformer.
 
     Attributes:
-        negative: The embedding of the negative prompt. None exactly if guidance <= 1.
+        latent: The noisy latent.
+        positive: The embedding of the prompt.
+        negative: The embedding of the negative prompt. None if guidance <= 1, and only then.
+        sigma: The share of noise in `latent`, from 1 (all noise) to 0 (none).
+        guidance: The scale of classifier-free guidance.
         skip: None if this step has no skip-layer guidance, and for backends that cannot skip layers.
     """
 
@@ -60,17 +65,20 @@ class DenoiseRow:
 
 
 def check_finite(total: float) -> None:
-    """Raise FloatingPointError if `total`, the sum of a decoder's values, is not finite."""
+    """Raise FloatingPointError if `total`, the sum of a decoder's values, is not finite.
+
+    Internal: the engine turns the error into a NumericalFailure.
+    """
     if not math.isfinite(total):
         raise FloatingPointError("the decoder's values are not finite")
 
 
 class Memory(Protocol):
-    """The memory that a backend computes in: that of the host or of a device."""
+    """The memory that a backend computes in: the memory of the host or of a device."""
 
     @property
     def is_host(self) -> bool:
-        """Whether it is the host's memory."""
+        """Whether this is the host's memory."""
 
     def free_bytes(self) -> int:
         """Return how much more memory this process can take now."""
@@ -79,16 +87,17 @@ class Memory(Protocol):
         """Return how much memory this process holds now; 0 if unknown."""
 
     def watch(self) -> None:
-        """Start measuring the peak."""
+        """Start measuring the peak of the memory that this process holds."""
 
     def peak_bytes(self) -> int:
         """Return the peak since `watch`, minus the memory that the process held at that time."""
 
 
 class Backend(Protocol):
-    """Computes the networks of a checkpoint. Each runtime has one implementation; one contract test suite covers all.
+    """Computes the networks of a checkpoint. `tests/backends/test_contract.py` tests all implementations.
 
-    One thread encodes and denoises while another decodes. A backend that cannot do both at once makes one of them wait.
+    One thread encodes and denoises while another decodes. If a backend cannot do this at the same time, it makes one of
+    the threads wait.
     """
 
     @property
@@ -97,23 +106,29 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision that it computes in, as it appears in the profile: "float32", "bfloat16", "fp8-weights"."""
+        """The precision of the computation, as the image's profile names it, such as "float32" or "fp8-weights"."""
 
     @property
     def build(self) -> str | None:
-        """The fingerprint of the transformer's graph if its precision needs calibration, otherwise None."""
+        """Digits that identify the transformer's graph if the graph was calibrated (FP8), otherwise None.
+
+        Another calibration may give other images. The digits are therefore part of the image's profile.
+        """
 
     @property
     def is_tiled(self) -> bool:
-        """Whether it decodes large images in tiles, which changes their pixels."""
+        """Whether the backend decodes large images in tiles, which changes their pixels."""
 
     @property
     def is_compiled(self) -> bool:
-        """Whether a compiler fused its operations for this machine, which changes the last bits of results."""
+        """Whether a compiler fused the backend's operations, which changes the last bits of results."""
 
     @property
     def startup_s(self) -> Mapping[str, float]:
-        """Seconds that opening took, by phase: "read" weights, "place" them on the device, "compile" graphs or code."""
+        """Seconds that opening the backend took, by phase.
+
+        The phases are "read" (weights from disk), "place" (weights on the device) and "compile" (graphs or code).
+        """
 
     @property
     def versions(self) -> dict[str, str]:
@@ -125,21 +140,21 @@ class Backend(Protocol):
 
     @property
     def memory(self) -> Memory:
-        """The memory that it computes in."""
+        """The memory that the backend computes in."""
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """Return one embedding per prompt, in order. Truncates text to the tokenizers' lengths, as Diffusers does."""
+        """Return one embedding per prompt, in order. Truncates long prompts in the same place as Diffusers."""
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
         """Return the velocity at each row's latent and sigma, with classifier-free guidance if guidance > 1.
 
-        All rows must have the same latent shape. The transformer's timestep is `sigma * 1000`. If a row has `skip`,
-        `scale * (c - s)` is added, where `c` is the velocity for the positive prompt and `s` the same without the
-        skipped layers.
+        All rows must have the same latent shape. The transformer's timestep is `sigma * 1000`. If a row has `skip`, the
+        backend adds `scale * (c - s)`. There, `c` is the velocity for the positive prompt, and `s` is the velocity for
+        the same prompt without the skipped layers.
         """
 
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
         """Return one RGB image per latent. All latents must have the same shape.
 
-        Raises FloatingPointError if the decoder's values are not finite. The pixels alone would not show this.
+        Raises FloatingPointError if the decoder's values are not finite, because the pixels would not show this.
         """

@@ -14,15 +14,16 @@ class CudaMemory:
 
     def free_bytes(self) -> int:
         """Return the device's free memory plus what PyTorch has reserved but does not use."""
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return torch.cuda.mem_get_info(self._device)[0] + unused
+        unused_bytes = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        free_bytes, _total_bytes = torch.cuda.mem_get_info(self._device)
+        return free_bytes + unused_bytes
 
     def held_bytes(self) -> int:
         """Return the memory that PyTorch has reserved, used or not."""
         return torch.cuda.memory_reserved(self._device)
 
     def watch(self) -> None:
-        """Start measuring the peak."""
+        """Start measuring the peak of the allocated memory."""
         torch.cuda.reset_peak_memory_stats(self._device)
         self._held_bytes = torch.cuda.memory_allocated(self._device)
 

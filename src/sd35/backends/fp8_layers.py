@@ -1,10 +1,10 @@
 """The rule that selects the linear layers for FP8. PyTorch, ONNX graphs and the memory planner all follow it.
 
-The matrices of attention and feed-forward layers do most of the work and tolerate FP8. The layers that embed the
-conditioning do not, nor do the transformer's first and last layers. Norms and softmax have no matrices. The modulation
-layers (AdaLN) hold a third of SD3.5 Medium's parameters, but are sensitive to rounded inputs: only their weights are in
-FP8. Next to a transformer in FP8, T5 is the largest network. The precision "fp8-storage" saves the most memory: it also
-stores T5's weights in FP8.
+The matrices of attention and feed-forward layers do most of the work and tolerate FP8. The first and last layers of the
+transformer, and the layers that embed the prompt and the timestep, do not tolerate FP8. Norms and softmax have no
+matrices. The modulation layers (AdaLN) hold a third of SD3.5 Medium's parameters, but are sensitive to rounded inputs.
+Therefore, only their weights are in FP8. Next to a transformer in FP8, T5 is the largest network. The precision
+"fp8-storage" saves the most memory, because it also stores T5's weights in FP8.
 """
 
 import re
@@ -12,23 +12,25 @@ from collections.abc import Collection
 from enum import StrEnum
 
 _LAYER = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
-_PRODUCTS = re.compile(r"(attn|attn2|ff|ff_context)\.")
+_ATTENTION_OR_FEED_FORWARD = re.compile(r"(attn|attn2|ff|ff_context)\.")
 _MODULATION = re.compile(r"norm1(_context)?\.linear")
-# Without `wo`, the last matrix of a feed-forward layer: Transformers casts its input to the format of its weights.
+# `wo`, the last matrix of a feed-forward layer, is not in this list: Transformers casts its input to the format of its
+# weights, so that FP8 weights would also round the input.
 _T5 = re.compile(r"encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.wi_[01])")
 
-FP8_MAX = 448.0  # of E4M3: 4 bits of exponent, 3 of mantissa, no infinity (Micikevicius et al., 2022)
+# The largest value of E4M3, the FP8 format with 4 bits of exponent and 3 of mantissa (Micikevicius et al., 2022).
+FP8_MAX = 448.0
 
 
 class Treatment(StrEnum):
-    """How a linear layer computes.
-
-    FP8: weights and inputs are in FP8. WEIGHTS: only the weights are. UNCHANGED: both are in the network's precision.
-    """
+    """Which tensors of a linear layer are in FP8."""
 
     FP8 = "fp8"
+    """The weights and the inputs."""
     WEIGHTS = "weights"
+    """Only the weights."""
     UNCHANGED = "unchanged"
+    """None. Weights and inputs are in the network's precision."""
 
 
 def treatment_of(layer: str, exempt_blocks: Collection[int] = ()) -> Treatment:
@@ -38,16 +40,25 @@ def treatment_of(layer: str, exempt_blocks: Collection[int] = ()) -> Treatment:
         layer: The name in Diffusers, such as `transformer_blocks.3.attn.to_q`.
         exempt_blocks: The indices of transformer blocks without FP8.
     """
-    found = _LAYER.fullmatch(layer)
-    if not found or int(found[1]) in exempt_blocks:
+    match = _LAYER.fullmatch(layer)
+    if not match or int(match[1]) in exempt_blocks:
         return Treatment.UNCHANGED
-    if _PRODUCTS.match(found[2]):
+    name_in_block = match[2]
+    if _ATTENTION_OR_FEED_FORWARD.match(name_in_block):
         return Treatment.FP8
-    return Treatment.WEIGHTS if _MODULATION.fullmatch(found[2]) else Treatment.UNCHANGED
+    return Treatment.WEIGHTS if _MODULATION.fullmatch(name_in_block) else Treatment.UNCHANGED
 
 
 def treatment_in(part: str, layer: str, precision: str) -> Treatment:
-    """Return the treatment of a linear layer of any network, in a precision of the `diffusers` backend."""
+    """Return the treatment of a linear layer of any network.
+
+    Args:
+        part: The network's name in the Diffusers layout, such as `transformer`.
+        layer: The layer's name in the network.
+        precision: A precision of the `diffusers` backend.
+    """
     if part == "text_encoder_3" and precision == "fp8-storage" and _T5.fullmatch(layer):
         return Treatment.WEIGHTS
-    return treatment_of(layer) if part == "transformer" and precision.startswith("fp8") else Treatment.UNCHANGED
+    if part == "transformer" and precision.startswith("fp8"):
+        return treatment_of(layer)
+    return Treatment.UNCHANGED

@@ -1,4 +1,4 @@
-"""Classifier-free guidance and skip-layer guidance for batches of guided and unguided rows.
+"""Classifier-free guidance and skip-layer guidance for a batch of images. Images without guidance may be among them.
 
 The same code handles NumPy arrays and torch tensors.
 """
@@ -12,20 +12,28 @@ import numpy as np
 from sd35.backends.base import DenoiseRow, TextEmbedding
 from sd35.tensors import Tensor
 
-_TIMESTEPS = np.float32(1000)
+_TIMESTEPS = np.float32(1000)  # in the training of SD3.5; a timestep is a sigma scaled by this number
 
 TransformerRow: TypeAlias = tuple[DenoiseRow, TextEmbedding]
+"""One row of the transformer's batch: the input of an image, and the embedding of its positive or negative prompt."""
 Layers: TypeAlias = tuple[int, ...]
+"""Indices of skipped transformer layers."""
 
 
 def transformer_rows(rows: Sequence[DenoiseRow]) -> list[TransformerRow]:
-    """Return the transformer's rows, in Diffusers' order: the negatives of guided rows, then all positives."""
+    """Return the rows of the transformer's batch. Negative prompts come first, as in Diffusers, then positive prompts.
+
+    A row without guidance has no negative prompt.
+    """
     negatives = [(row, row.negative) for row in rows if row.negative is not None]
     return [*negatives, *((row, row.positive) for row in rows)]
 
 
 def skipping_rows(rows: Sequence[DenoiseRow]) -> dict[Layers, list[TransformerRow]]:
-    """Group the rows with skip-layer guidance by their skipped layers. Only positive prompts are evaluated this way."""
+    """Return the transformer rows to evaluate without some layers, by the layers to skip.
+
+    Each row with skip-layer guidance has one: its positive prompt.
+    """
     by_layers: dict[Layers, list[TransformerRow]] = {}
     for row in rows:
         if row.skip:
@@ -38,22 +46,33 @@ def guided_velocities(
     velocities: Sequence[Tensor],
     skipping: Mapping[Layers, Sequence[Tensor]] = MappingProxyType({}),
 ) -> list[Tensor]:
-    """Combine the velocities of `transformer_rows` and `skipping_rows` into one per row.
+    """Combine the transformer's velocities into one guided velocity per row.
 
-    A velocity is `u + guidance * (c - u)`, or `c` for a row without a negative; `c` and `u` are those of the positive
-    and the negative prompt. If the row skips layers, `scale * (c - s)` is added, with `s` from `skipping`. The order of
-    operations is that of Diffusers.
+    Let `c` and `u` be the velocities for the positive and the negative prompt. The result is `u + guidance * (c - u)`,
+    or `c` if the row has no negative prompt. If the row skips layers, `scale * (c - s)` is added, where `s` is the
+    velocity without these layers. The order of operations is the same as in Diffusers.
+
+    Args:
+        rows: The rows of the batch.
+        velocities: The transformer's outputs for `transformer_rows(rows)`.
+        skipping: The transformer's outputs for `skipping_rows(rows)`.
     """
     positives, negatives = velocities[-len(rows) :], iter(velocities[: -len(rows)])
-    without = {layers: iter(each) for layers, each in skipping.items()}
-    return [_guided(row, positive, negatives, without) for row, positive in zip(rows, positives, strict=True)]
+    without_layers = {layers: iter(outputs) for layers, outputs in skipping.items()}
+    return [_guided(row, positive, negatives, without_layers) for row, positive in zip(rows, positives, strict=True)]
 
 
 def _guided(
-    row: DenoiseRow, positive: Tensor, negatives: Iterator[Tensor], without: Mapping[Layers, Iterator[Tensor]]
+    row: DenoiseRow, positive: Tensor, negatives: Iterator[Tensor], without_layers: Mapping[Layers, Iterator[Tensor]]
 ) -> Tensor:
-    velocity = positive if row.negative is None else (u := next(negatives)) + row.guidance * (positive - u)
-    return velocity + (positive - next(without[row.skip.layers])) * row.skip.scale if row.skip else velocity
+    """Return the guided velocity of one row. Takes the row's other velocities from the iterators, in row order."""
+    velocity = positive
+    if row.negative is not None:
+        negative = next(negatives)
+        velocity = negative + row.guidance * (positive - negative)
+    if row.skip:
+        velocity = velocity + (positive - next(without_layers[row.skip.layers])) * row.skip.scale
+    return velocity
 
 
 def timestep_of(row: DenoiseRow) -> np.float32:

@@ -14,16 +14,18 @@ TILE_PX = 512  # side of a tile in tiled decoding
 
 @dataclass(frozen=True)
 class Options:
-    """How to open a backend. The registry refuses options that the backend's spec does not allow.
+    """How to open a backend. `registry.open_backend` refuses options that the backend does not support.
 
     Attributes:
-        precision: The format to compute in; "auto" leaves it to the backend.
+        precision: The number format to compute in. "auto" is the backend's default for the device.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        offload: The networks that are not on the device all the time. "encoders": on a CPU, the text encoders are
-            read from disk one by one for new text and freed afterwards; on CUDA, they stay on the CPU and compute
-            there. "model": each network is on the device only while it computes; it is read from disk on a CPU, and
-            copied from the host's memory on CUDA. "sequential", on CUDA only: `diffusers` copies weights layer by
-            layer; `tensorrt` streams the weights that do not fit.
+        offload: The networks that are not on the device all the time.
+            "encoders": On a CPU, the text encoders are read from disk one by one for new text and freed afterwards. On
+            CUDA, they stay in the host's memory and compute on the CPU.
+            "model": Each network is on the device only while it computes. On a CPU, it is read from disk. On CUDA, it
+            is copied from the host's memory.
+            "sequential", on CUDA only: `diffusers` copies weights to the device layer by layer. `tensorrt` streams the
+            weights that do not fit.
         threads: Processor threads; 0 means one per core.
         tiled_decode: Decode images larger than TILE_PX in tiles.
         torch_compile: Compile the transformer's blocks with `torch.compile`.

@@ -1,6 +1,6 @@
-"""The registry of backends: a new backend is a package with a `spec` module, and one line here.
+"""The registry of backends. A new backend is a package with a `spec` module, and one line here.
 
-Reading a spec imports no runtime. Opening a backend imports that backend alone.
+Importing the specs imports no runtime such as PyTorch. Opening a backend imports the runtime of that backend only.
 """
 
 from importlib import import_module
@@ -24,30 +24,39 @@ BACKENDS: dict[str, BackendSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def check_available(name: str, setting: str = "backend") -> None:
-    """Check that a backend exists and that its requirements are met. Imports no runtime.
+    """Check that a backend exists and can run on this machine. Imports no runtime.
 
-    Raises InvalidSetting, for `setting`, if the backend does not exist, and BackendUnavailable if it cannot run here.
+    Args:
+        name: The name of the backend.
+        setting: The setting that contains the name, for the error.
+
+    Raises:
+        InvalidSetting: The backend does not exist.
+        BackendUnavailable: The backend cannot run on this machine.
     """
     if name not in BACKENDS:
         raise InvalidSetting(f"{setting}: got {name!r}; allowed: {', '.join(BACKENDS)}")
     spec = BACKENDS[name]
     if missing := spec.missing:
-        raise BackendUnavailable(name, f"{', '.join(missing)} not installed", spec.remedy)
+        raise BackendUnavailable(name, f"it needs packages that are not installed ({', '.join(missing)})", spec.remedy)
     spec.check()
 
 
 def backend_module(name: str) -> ModuleType:
-    """Import a backend's module. Raises InvalidSetting, BackendUnavailable."""
+    """Import a backend's module. Raises the errors of `check_available`."""
     check_available(name)
     with BACKENDS[name].importing():
         return import_module(BACKENDS[name].module)
 
 
 def memory_of(name: str, device: str) -> tuple[DeviceKind, Memory]:
-    """Return the kind of device that a backend computes on, and its memory. Imports the backend.
+    """Return the kind of device that a backend computes on, and the device's memory. Imports the backend.
 
-    `device` is the value of the setting, such as "auto". Raises InvalidSetting if the backend or the device does not
-    exist, BackendUnavailable if the backend cannot run here.
+    `device` is the value of the setting `device`, such as "auto".
+
+    Raises:
+        InvalidSetting: The backend does not exist or does not support the device.
+        BackendUnavailable: The backend cannot run on this machine, or the device is missing.
     """
     kind_and_memory: tuple[DeviceKind, Memory] = backend_module(name).memory_of(device)
     return kind_and_memory
@@ -68,5 +77,8 @@ def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend
         raise
     except Exception as error:  # libraries raise many types of errors for invalid files
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{checkpoint.directory} cannot be loaded by the {name} backend: {reason}") from error
+        raise CheckpointError(
+            f"{checkpoint.directory} cannot be loaded by the {name} backend ({reason}); if files are damaged, download"
+            " or build them again"
+        ) from error
     return backend

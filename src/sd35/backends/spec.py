@@ -1,4 +1,7 @@
-"""The description of a backend. The registry, the planner, the doctor and `sd35 bench` read it without its runtime."""
+"""The description of a backend. The registry, the planner, the doctor and `sd35 bench` read it.
+
+Reading it does not import the backend's runtime, such as PyTorch.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +24,12 @@ class MemoryUse:
 
     Attributes:
         library_bytes: The memory of the process (on CUDA, of the device) before any weights are loaded.
-        encode: Tensors of `encode_values` numbers that are alive at once while T5 computes.
-        step: Tensors of `step_values` numbers that are alive at once in a denoising step.
-        decode: Tensors of `decode_values` numbers that are alive at once while decoding.
+        encode: How many tensors of `encode_values` numbers are in memory at once while T5 computes.
+        step: How many tensors of `step_values` numbers are in memory at once during a denoising step.
+        decode: How many tensors of `decode_values` numbers are in memory at once during decoding.
 
-    `sd35.planning.footprint` defines the tensors. docs/benchmarks/history/memory.md says how the factors were measured.
+    `sd35.planning.footprint` has the functions `encode_values`, `step_values` and `decode_values`.
+    docs/benchmarks/history/memory.md says how the factors were measured.
     """
 
     library_bytes: int
@@ -36,12 +40,12 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """The abilities of a backend on one kind of device, and the memory that it takes there.
+    """The abilities of a backend on one kind of device, and the memory that the backend takes there.
 
     Attributes:
-        precisions: The precisions that it supports.
-        offloads: The offloads that it supports, fastest first.
-        memory: The memory that it takes in addition to weights.
+        precisions: The supported precisions.
+        offloads: The supported offloads, fastest first.
+        memory: The memory that the backend takes in addition to weights.
         default_precision: The precision that `auto` selects.
     """
 
@@ -59,19 +63,20 @@ class BackendSpec:
         name: The value of the `backend` setting.
         module: The module with `open_backend(checkpoint, options)` and `memory_of(device)`. It may import `needs`.
         needs: The packages that the backend imports.
-        remedy: How to install them, as a sentence.
-        devices: Its abilities, by kind of device.
-        check: Called if `needs` are installed. Raises BackendUnavailable if the backend cannot run here for another
-            reason.
+        remedy: How to install the packages in `needs`, as a sentence.
+        devices: The abilities of the backend, by kind of device.
+        check: Called if the packages in `needs` are installed. Raises BackendUnavailable if the backend cannot run on
+            this machine for another reason.
         importing: Returns a context manager around the import of `module`. It may raise InvalidSetting.
-        needs_graphs: Whether it can only read ONNX graphs.
-        can_tile: Whether it can decode large images in tiles.
-        can_torch_compile: Whether it supports `torch_compile`.
-        casts_in_place: Whether weights are cast to another precision without a copy of their file in memory.
-        widens_fp8: Whether multiplying with FP8 weights takes a copy of the largest layer in a wider format.
-        loads_as: The format that it converts all weights to and computes in, whatever the precision; else None.
-        extra_bytes: Returns the memory that a network takes in addition to its weights, by name and precision.
-        narrower: The narrower precisions that `sd35 plan` suggests, by precision.
+        needs_graphs: Whether the backend can only read ONNX graphs.
+        can_tile: Whether the backend can decode large images in tiles.
+        can_torch_compile: Whether the backend supports the setting `torch_compile`.
+        casts_in_place: Whether casting weights to another precision needs no copy of their file in memory.
+        widens_fp8: Whether layers with FP8 weights are copied to wider formats while they multiply.
+        loads_as: The format of all weights and activations, if it is the same for every precision. Otherwise None.
+        extra_bytes: Returns the memory that a network takes in addition to its weights, in bytes. The arguments are the
+            network's name, the network, and the precision.
+        narrower: For each precision, the narrower ones that `sd35 plan` suggests.
     """
 
     name: str
@@ -96,27 +101,29 @@ class BackendSpec:
         return [name for name in self.needs if find_spec(name) is None]
 
     def has_fp8(self, precision: str) -> bool:
-        """Return whether weights in memory are in FP8 in a precision."""
+        """Return whether the backend keeps weights in FP8 in memory if `precision` is selected."""
         return precision.startswith("fp8") and self.loads_as is None
 
     def computed_in(self, precision: str) -> str:
-        """Return the format of activations in a precision. Weights that are not in FP8 have the same format."""
+        """Return the format of activations, and of all weights not in FP8, if `precision` is selected."""
         return self.loads_as or (COMPUTED_WITH_FP8 if self.has_fp8(precision) else precision)
 
     def bytes_per_value(self, precision: str) -> int:
-        """Return the size of one number in the format of `computed_in`."""
+        """Return the bytes of one number in the format that `computed_in` returns."""
         return BYTES_PER_VALUE[self.computed_in(precision)]
 
     def check_options(self, options: Options, kind: DeviceKind) -> None:
         """Raise InvalidSetting if the backend does not support one of the options on a kind of device."""
         device = self.devices[kind]
-        self._check("device", options.device.partition(":")[0], ("auto", *self.devices))
+        self._check_option("device", options.device.partition(":")[0], ("auto", *self.devices))
         where = f"on {DEVICE_NAMES[kind]}, " if len(self.devices) > 1 else ""
-        self._check("precision", options.precision, ("auto", *device.precisions), where)
-        self._check("offload", options.offload, device.offloads, where)
-        for name, is_allowed in (("tiled_decode", self.can_tile), ("torch_compile", self.can_torch_compile)):
-            self._check(name, "on" if getattr(options, name) else "off", ("off", "on") if is_allowed else ("off",))
+        self._check_option("precision", options.precision, ("auto", *device.precisions), where)
+        self._check_option("offload", options.offload, device.offloads, where)
+        for name, is_supported in (("tiled_decode", self.can_tile), ("torch_compile", self.can_torch_compile)):
+            value = "on" if getattr(options, name) else "off"
+            self._check_option(name, value, ("off", "on") if is_supported else ("off",))
 
-    def _check(self, name: str, value: str, allowed: tuple[str, ...], where: str = "") -> None:
+    def _check_option(self, name: str, value: str, allowed: tuple[str, ...], where: str = "") -> None:
+        """Raise InvalidSetting if a value is not allowed. `where` limits the message to a kind of device."""
         if value not in allowed:
             raise InvalidSetting(f"{name}: got {value!r}; {where}the {self.name} backend allows: {', '.join(allowed)}")

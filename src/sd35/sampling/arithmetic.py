@@ -10,15 +10,15 @@ from sd35.tensors import Tensor
 
 
 def to_float32(tensor: Float[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
-    """Return `tensor` in float32, on its device; the same object if it is in float32 already."""
+    """Return `tensor` in float32, on the same device. If it is in float32 already, return the same object."""
     library = _library_of(tensor)
     return library.asarray(tensor, dtype=library.float32)
 
 
 def like(tensor: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return `tensor` in the library, dtype and device of `other`; the same object if it is there already."""
+    """Return `tensor` with the library, dtype and device of `other`. If it has them already, return the same object."""
     if type(tensor) is type(other) and tensor.dtype == other.dtype and tensor.device == other.device:
-        return tensor  # at once, because this runs at every step of every image
+        return tensor  # fast, because this runs at every step of every image
     return _library_of(other).asarray(tensor, dtype=other.dtype, device=other.device)
 
 
@@ -27,14 +27,15 @@ def add_scaled(
 ) -> Float[Tensor, "*shape"]:
     """Return `latent + scale * velocity`, added in float32 and rounded to the dtype of `velocity`.
 
-    `scale` is rounded to float32. As in Diffusers' schedulers, it is then a float32 scalar tensor, so that PyTorch
-    multiplies in the dtype of `velocity`.
+    `scale` is rounded to float32. The product is computed in the dtype of `velocity`, as in Diffusers' schedulers.
     """
     if isinstance(velocity, np.ndarray) and velocity.dtype == np.float32:
         return to_float32(latent) + scale * velocity  # NumPy rounds a Python float to the array's dtype
     library = _library_of(velocity)
+    # PyTorch multiplies a tensor by a scalar tensor in the dtype of the tensor.
     return like(to_float32(latent) + library.asarray(scale, dtype=library.float32) * velocity, velocity)
 
 
 def _library_of(tensor: Tensor) -> Any:  # noqa: ANN401  the module numpy or torch
-    return np if isinstance(tensor, np.ndarray) else sys.modules["torch"]
+    """Return the module whose functions handle a tensor."""
+    return np if isinstance(tensor, np.ndarray) else sys.modules["torch"]  # a torch tensor exists, so torch is imported

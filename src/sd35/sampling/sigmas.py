@@ -14,7 +14,7 @@ from sd35.errors import CheckpointError
 from sd35.tensors import Array
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-# Other options of Diffusers' scheduler. No SD3.5 checkpoint uses them; they are refused rather than ignored.
+# Options of Diffusers' scheduler that no SD3.5 checkpoint uses. A checkpoint with one of them is refused.
 _UNSUPPORTED = (
     "use_dynamic_shifting",
     "shift_terminal",
@@ -34,10 +34,10 @@ class SigmaSchedule:
     num_train_timesteps: int = 1000
 
     def sigmas(self, steps: int) -> Float32[Array, " steps+1"]:
-        """Return the sigma before each step, then 0: step `i` goes from `sigmas[i]` to `sigmas[i + 1]`.
+        """Return the sigma before each step, then 0. Step `i` goes from `sigmas[i]` to `sigmas[i + 1]`.
 
-        The shift applies twice, as in Diffusers: the range's lower end is a shifted sigma, and all sigmas of the range
-        are shifted again.
+        As in Diffusers, the shift applies twice. First, it moves the smallest sigma of the training. The steps divide
+        the range from 1 to this sigma evenly. Then it moves all sigmas of the steps.
         """
         assert steps > 0, steps
         total = self.num_train_timesteps
@@ -46,21 +46,27 @@ class SigmaSchedule:
         return np.append(self._shifted(unshifted), 0).astype(np.float32)
 
     def _shifted(self, sigma: Any) -> Any:  # noqa: ANN401  a float32 scalar or a float64 array; the type is kept
+        """Return one sigma or an array of sigmas, moved towards the noise by the shift."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
 
 def sigma_schedule_of(checkpoint: Checkpoint) -> SigmaSchedule:
-    """Return the schedule of a checkpoint's scheduler configuration.
+    """Return the sigma schedule that a checkpoint's scheduler configuration describes.
 
-    Raises CheckpointError if it is not SD3.5's, or sets an option other than `shift`.
+    Raises CheckpointError if the scheduler is not the one of SD3.5, or sets an unsupported option.
     """
     config = checkpoint.config("scheduler", "scheduler_config.json")
     kind = config.get("_class_name")
-    asked = [option for option in _UNSUPPORTED if config.get(option)]
-    if kind != _SCHEDULER or asked:
-        found = f"{kind} with {', '.join(asked)}" if asked else str(kind)
-        raise CheckpointError(f"{checkpoint.name}: scheduler {found} is not supported; expected a plain {_SCHEDULER}")
+    unsupported = [option for option in _UNSUPPORTED if config.get(option)]
+    if kind != _SCHEDULER or unsupported:
+        found = f"{kind} with {', '.join(unsupported)}" if unsupported else str(kind)
+        raise CheckpointError(
+            f"{checkpoint.name}: the scheduler in scheduler_config.json is {found}; allowed: {_SCHEDULER} without the"
+            f" options {', '.join(_UNSUPPORTED)}"
+        )
     total = config.get("num_train_timesteps", 1000)
     if total != 1000:  # the backends' timestep is sigma * 1000
-        raise CheckpointError(f"{checkpoint.name}: num_train_timesteps is {total}; only 1000 is supported")
+        raise CheckpointError(
+            f"{checkpoint.name}: num_train_timesteps in scheduler_config.json is {total}; allowed: 1000"
+        )
     return SigmaSchedule(shift=float(config.get("shift", 1.0)))

@@ -9,9 +9,10 @@ from sd35.settings.settings import Settings
 
 
 def metadata_of(name: str) -> Flag:
-    """Return the metadata of a setting's flag. An unknown name has default metadata."""
+    """Return the metadata of a setting's flag. The metadata of an unknown name is empty."""
     field = Settings.model_fields.get(name)
-    return next((each for each in (field.metadata if field else ()) if isinstance(each, Flag)), Flag())
+    metadata = field.metadata if field else ()
+    return next((item for item in metadata if isinstance(item, Flag)), Flag())
 
 
 def flag_of(name: str) -> str:
@@ -36,5 +37,8 @@ def default_of(name: str) -> str:
 
 
 def secret_settings() -> set[str]:
-    """Return the secret settings. Messages never show them, and they have no flags, which other users could read."""
+    """Return the names of the secret settings. Messages never show their values.
+
+    They have no flags, because other users of the machine could read the value of a flag.
+    """
     return {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}

@@ -1,4 +1,4 @@
-"""Clear errors for directories that cannot be written to: they name the owner and how to fix it."""
+"""Errors for directories that cannot be written to. They name the directory's owner and how to fix the problem."""
 
 import os
 from pathlib import Path
@@ -7,19 +7,19 @@ from sd35.errors import InvalidSetting
 
 
 def check_writable(setting: str, path: Path) -> None:
-    """Raise InvalidSetting, naming `setting`, unless a directory can be written to, or created."""
+    """Raise InvalidSetting if a directory can be neither written to nor created. The error names `setting`."""
     if reason := why_not_writable(path):
         raise InvalidSetting(f"{setting}: {reason}")
 
 
 def why_not_writable(path: Path) -> str | None:
-    """Return why a directory cannot be written to or created and how to fix it, or None if it can."""
+    """Return None if a directory can be written to or created. Otherwise return the reason and how to fix it."""
     existing = existing_part(path.absolute())
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         return None
     refusal = f"{path} cannot be written to: {existing}"
     if not existing.is_dir():
-        return f"{refusal} is not a directory"
+        return f"{refusal} is not a directory; choose another path"
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return f"{refusal} is on a read-only file system; mount a volume there"
     status, process = existing.stat(), f"{os.geteuid()}:{os.getegid()}"

@@ -12,7 +12,7 @@ from sd35.parsing import read_toml
 from sd35.settings.description import flag_of, secret_settings
 from sd35.settings.settings import CONFIG_VARIABLE, PREFIX, Settings
 
-# What is allowed, by the beginning of the type of Pydantic's error.
+# Descriptions of allowed values, by the prefix of the type of Pydantic's error. The braces are fields of the error.
 _ALLOWED = {
     "byte_size": "a number of bytes, or one with a unit, such as 12GiB or 800MB",
     "int": "a whole number",
@@ -36,16 +36,18 @@ def load_settings(
     """Return the settings, from arguments, environment variables, a file and defaults, in order of precedence.
 
     Args:
-        arguments: Values by name of the setting. None stands for an argument that was not given.
-        config: The TOML file. The default is the file in the variable `SD35_CONFIG`, if set.
-        argument_name: Returns how errors call a setting's argument. The default is its flag.
+        arguments: Values by name of the setting. None means that the argument was not given.
+        config: The TOML file. The default is the file that the variable `SD35_CONFIG` names, if set.
+        argument_name: Returns the name of a setting's argument for errors. The default is the setting's flag.
 
     Raises:
         InvalidSetting: A value is invalid. The error names the argument, the variable, or the key in the file.
     """
     given = {name: value for name, value in (arguments or {}).items() if value is not None}
-    path = config or (Path(variable) if (variable := os.environ.get(CONFIG_VARIABLE)) else None)
+    variable = os.environ.get(CONFIG_VARIABLE)
+    path = config or (Path(variable) if variable else None)
     file = _read_file(path) if path else {}
+    # Pydantic prefers arguments over variables, so values of the file are passed only if there is no variable.
     not_in_environment = {name: value for name, value in file.items() if not os.environ.get(PREFIX + name.upper())}
     try:
         return Settings(**{**not_in_environment, **given})
@@ -55,12 +57,16 @@ def load_settings(
 
 
 def unknown_variables() -> list[str]:
-    """Return the `SD35_...` environment variables that are not settings: typos, or service links of Kubernetes."""
+    """Return the names of `SD35_...` environment variables that are not settings.
+
+    They may be typos, or come from Kubernetes, which sets variables for a Service named `sd35`.
+    """
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file by name. Raises InvalidSetting if it is not readable or has unknown keys."""
     try:
         content = read_toml(path)
     except OSError as error:
@@ -75,7 +81,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | None) -> str:
-    """Return one sentence for an error of Pydantic: where the value comes from, the value, and what is allowed."""
+    """Return one sentence for an error of Pydantic: the source of the value, the value, and what is allowed.
+
+    Args:
+        detail: The error.
+        sources: The names of the given arguments, by setting.
+        path: The file of settings, if any.
+    """
     name = str(detail["loc"][0])
     if name in sources:
         source = sources[name]
@@ -83,18 +95,22 @@ def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | No
         source = PREFIX + name.upper()
     else:
         source = f"{path}: {name}"
+    if detail["type"] == "extra_forbidden":
+        return f"{source}: there is no such setting; allowed: {', '.join(sorted(Settings.model_fields))}"
+    # `database` may contain a password.
     got = "a secret" if name in {"database", *secret_settings()} else repr(detail["input"])
     return f"{source}: got {got}; {_allowed(detail)}"
 
 
 def _allowed(detail: dict[str, Any]) -> str:
-    """Return what is allowed instead of the invalid value."""
-    if allowed := next((text for kind, text in _ALLOWED.items() if detail["type"].startswith(kind)), None):
+    """Return what is allowed instead of the invalid value, from an error of Pydantic."""
+    template = next((text for kind, text in _ALLOWED.items() if detail["type"].startswith(kind)), None)
+    if template:
         context = detail.get("ctx", {})
-        items = "one item" if context.get("min_length") == 1 else f"{context.get('min_length')} characters"
-        text = allowed.format_map({**context, "items": items})
+        length = context.get("min_length")  # of a list of checkpoints, or of a secret
+        items = "one item" if length == 1 else f"{length} characters"
+        text = template.format_map({**context, "items": items})
         return f"allowed: {text}".replace("'", "")  # Pydantic quotes each item of a list
-    if detail["type"] == "extra_forbidden":
-        return f"there is no such setting; allowed: {', '.join(sorted(Settings.model_fields))}"
+    # A validator of Settings raised a ValueError with a message for users.
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{message[0].lower()}{message[1:]}"

@@ -1,4 +1,4 @@
-"""Checks of URLs, and of proxy variables such as HTTP_PROXY. Errors of httpx2 itself are unclear."""
+"""Checks of URLs, and of proxy variables such as HTTP_PROXY. They give clearer errors than httpx2 itself."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -6,7 +6,7 @@ from urllib.request import getproxies
 
 from sd35.errors import InvalidSetting
 
-_READ = ("http", "https", "all")
+_READ = ("http", "https", "all")  # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY
 _HTTP, _SOCKS = ("http", "https"), ("socks5", "socks5h")
 
 
@@ -22,7 +22,7 @@ def check_proxies() -> None:
     for scheme, url in proxies.items():
         if scheme in _READ and url and not is_address(url if "://" in url else f"http://{url}", allowed):
             lacks_socks = allowed == _HTTP and url.lower().startswith(_SOCKS)
-            socks = "; SOCKS 5 needs the package socksio" if lacks_socks else ""
+            socks = " (SOCKS 5 needs the package socksio)" if lacks_socks else ""
             raise InvalidSetting(
                 f"{scheme.upper()}_PROXY: got an address that cannot be used; allowed: one with the scheme"
                 f" {' or '.join(allowed)}, such as http://proxy.example:3128{socks}"
@@ -30,12 +30,12 @@ def check_proxies() -> None:
 
 
 def is_address(text: str, schemes: tuple[str, ...]) -> bool:
-    """Return whether httpx2 can connect to a URL: it has one of the schemes, a host, and no invalid port."""
+    """Return whether a URL has one of the schemes, a valid host, and a valid port or none."""
     import httpx2
 
     try:
         url = httpx2.URL(text)
-        port = urlsplit(text).port  # raises ValueError above 65535; httpx2 would only fail on connecting
+        port = urlsplit(text).port  # raises ValueError above 65535; httpx2 would fail later, when it connects
     except (ValueError, httpx2.InvalidURL):
         return False
     return url.scheme in schemes and bool(url.host) and port != 0 and url.host.isprintable() and " " not in url.host

@@ -14,7 +14,7 @@ PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 
-class Settings(  # the last base first, as Pydantic orders fields
+class Settings(  # Pydantic orders the fields from the last base class to the first
     WebhookSettings,
     StorageSettings,
     ComputeSettings,

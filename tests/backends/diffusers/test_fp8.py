@@ -255,7 +255,7 @@ def test_multiplication_in_fp8_is_refused_on_an_unsupported_device(checkpoint: C
     with pytest.raises(InvalidSetting, match=r"precision: got 'fp8-dynamic'.* allows: .*fp8, fp8-weights, fp8-storage"):
         open_fp8(checkpoint, "fp8-dynamic")
     with pytest.raises(
-        InvalidSetting, match=r"precision: got 'fp8-dynamic'.* cpu allows: fp8, fp8-weights, fp8-storage"
+        InvalidSetting, match=r"precision: got 'fp8-dynamic'.* allowed on cpu: fp8, fp8-weights, fp8-storage"
     ):
         resolve_fp8("fp8-dynamic", CPU)
 

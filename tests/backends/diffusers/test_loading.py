@@ -238,7 +238,7 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
             "expected weights of SD3.5 .*, found unet.weight",
         ),
         (_without, "found one without transformer_blocks.1.ff.net.0.proj.bias"),
-        (_narrow, r"expected context_embedder.weight of \[128, 96\], found \[128, 32\]"),
+        (_narrow, r"expected context_embedder.weight of shape \[128, 96\], found \[128, 32\]"),
         (_unscaled, "expected a scale for context_embedder.weight"),
         (
             lambda path, state: write(

@@ -213,14 +213,14 @@ def make_unsupported(model: onnx.ModelProto) -> None:
         (BF16, lambda file: replace_file(file, b""), "expected an ONNX graph, found none in its 0 bytes"),
         (f"clip_l/{FILE}", lambda file: replace_file(file, pickle.dumps({"a": 1})), "expected an ONNX graph, found"),
         (BF16, lambda file: replace_file(file, file.parents[2].joinpath("vae", FILE).read_bytes()),
-         "expected inputs hidden_states, encoder_hidden_states, pooled_projections, timestep; found latent"),
+         "expected inputs (hidden_states, encoder_hidden_states, pooled_projections, timestep), found (latent)"),
         (f"vae/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
-         "expected inputs latent; found input_ids"),
+         "expected inputs (latent), found (input_ids)"),
         (f"clip_g/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
-         "expected outputs text_embeddings, hidden_states; found text_embeddings"),
+         "expected outputs (text_embeddings, hidden_states), found (text_embeddings)"),
         (f"t5/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("clip_l", FILE).read_bytes()),
-         "input input_ids: expected INT32 [any, 20]; found INT32 [B, 16]"),
-        (f"vae/{FILE}", edited(make_static), "BFLOAT16 [any, 16, any, any]; found BFLOAT16 [1, 16, H, W]"),
+         "input input_ids: expected INT32 [any, 20], found INT32 [B, 16]"),
+        (f"vae/{FILE}", edited(make_static), "BFLOAT16 [any, 16, any, any], found BFLOAT16 [1, 16, H, W]"),
         (f"vae/{FILE}", edited(make_fp16), "found FLOAT16 [B, 16, H, W]"),
         (f"vae/{FILE}", edited(shorten), "expected 165888 bytes, found 165887"),
         (f"vae/{FILE}", edited(make_unsupported), "cannot be loaded"),
@@ -236,7 +236,7 @@ def test_an_invalid_graph_is_refused(copy: Path, file: str, damage: Callable[[Pa
     assert why in str(refused.value)
 
 
-@pytest.mark.parametrize(("keep", "why"), [(0, "is missing: "), (1000, "bytes, found 1000; it is truncated")])
+@pytest.mark.parametrize(("keep", "why"), [(0, "is missing; "), (1000, "bytes, found 1000; it is truncated")])
 def test_missing_or_truncated_weights_are_refused(copy: Path, keep: int, why: str) -> None:
     """The error names the weight file."""
     (weights,) = (path for path in (copy / "ONNX" / "transformer" / "bf16").iterdir() if path.name != FILE)
@@ -263,7 +263,7 @@ def test_swapped_transformers_are_refused(copy: Path) -> None:
 def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading these graphs needs the package `onnx`, which is optional."""
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(BackendUnavailable, match=r"onnx, needed to read its graphs.*sd35-fp8-mirror\[graphs\]"):
+    with pytest.raises(BackendUnavailable, match=r"needs the package onnx, .*sd35-fp8-mirror\[graphs\]"):
         open_backend("onnx", opened(written), Options())
 
 

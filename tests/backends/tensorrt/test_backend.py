@@ -156,7 +156,7 @@ def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: p
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(
         BackendUnavailable,
-        match=r"tensorrt is installed and cannot be loaded \(OSError: libnvinfer.so.11: .*\); tensorrt_rtx is",
+        match=r"tensorrt is installed but cannot be loaded \(OSError: libnvinfer.so.11: .*\); tensorrt_rtx is",
     ):
         find_flavour()
 

@@ -49,14 +49,17 @@ _DTYPES = {
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
     """Open the backend and load the checkpoint's weights.
 
-    Raises InvalidSetting for options that it does not support, BackendUnavailable if the device does not exist,
-    CheckpointError if weights are missing or cannot be read.
+    Raises:
+        InvalidSetting: An option, or a combination of options, is not supported.
+        BackendUnavailable: The device does not exist, or compiling failed.
+        CheckpointError: Weights are missing or cannot be read, or the checkpoint contains ONNX graphs instead.
     """
     if checkpoint.graphs:
         raise CheckpointError(
-            f"{checkpoint.graphs.directory} holds ONNX graphs, which the onnx and tensorrt backends read"
+            f"{checkpoint.graphs.directory} contains ONNX graphs, which the onnx and tensorrt backends read; choose one"
+            " of these backends with --backend"
         )
-    device = _device(options.device)
+    device = _resolve_device(options.device)
     if options.torch_compile and options.offload in {"model", "sequential"}:
         raise InvalidSetting(
             f"torch_compile: got 'on' with offload {options.offload!r}; turn it off, or set offload to none or encoders"
@@ -72,15 +75,20 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:
-    """Return the kind of a device and its memory. Raises InvalidSetting, or BackendUnavailable if it does not exist."""
-    found = _device(device)
-    return _kind_of(found), CudaMemory(found) if found.type == "cuda" else HostMemory()
+    """Return the kind of a device and its memory.
+
+    Raises InvalidSetting if `device` is not a name that the backend supports, BackendUnavailable if the device is
+    missing.
+    """
+    resolved = _resolve_device(device)
+    return _kind_of(resolved), CudaMemory(resolved) if resolved.type == "cuda" else HostMemory()
 
 
 class DiffusersBackend:
     """Implements `sd35.backends.base.Backend`.
 
     Latents and embeddings are torch tensors on the device, in the backend's precision. With FP8, they are in BF16.
+    `open_backend` creates instances, after it has resolved "auto" and "fp8" to a precision and a device.
     """
 
     name = "diffusers"
@@ -96,13 +104,15 @@ class DiffusersBackend:
         # With these offloads, loading one network evicts another, so only one may compute at a time.
         is_loaded_per_call = options.offload in {"model", "sequential"}
         self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if is_loaded_per_call else nullcontext()
+        # On a CPU, there are no streams: with None, torch.cuda.stream does nothing.
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
         self._text_tokens = checkpoint.card.max_sequence_length
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
-        load = partial(load_in_fp8, precision) if precision in FP8_PRECISIONS else load_network
-        load = partial(_load_tiled, load) if self.is_tiled else load
+        load: Load = partial(load_in_fp8, precision) if precision in FP8_PRECISIONS else load_network
+        if self.is_tiled:
+            load = partial(_load_tiled, load)
         self._cpu_offload = (
             _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         )
@@ -137,11 +147,12 @@ class DiffusersBackend:
         """Return one embedding per prompt, in order."""
         with self._one_at_a_time:
             if self._offload == "model":
-                self._pipeline.maybe_free_model_hooks()  # the first encoder does not evict the transformer
+                # Free all networks now: the first text encoder would not evict the transformer.
+                self._pipeline.maybe_free_model_hooks()
             tokens, _, pooled, _ = self._pipeline.encode_prompt(
                 list(prompts),
-                None,
-                None,
+                None,  # the same prompt for the second text encoder
+                None,  # and for the third
                 device=self._text_device,
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._text_tokens,
@@ -149,6 +160,7 @@ class DiffusersBackend:
             if self._cpu_offload and self._offload == "encoders":
                 self._cpu_offload.free()
         tokens, pooled = tokens.to(self._device), pooled.to(self._device)
+        # Clones, because an embedding in the cache would otherwise keep the tensors of the whole batch in memory.
         return [
             TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
             for token, pool in zip(tokens, pooled, strict=True)
@@ -160,6 +172,7 @@ class DiffusersBackend:
         latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
 
         def velocities_of(parts: Sequence[TransformerRow], skipped: Layers = ()) -> Sequence[Tensor]:
+            """Return one velocity per transformer row, computed without the layers in `skipped`."""
             return self._pipeline.transformer(
                 hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
                 encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
@@ -181,21 +194,27 @@ class DiffusersBackend:
         with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
             stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
             images = vae.decode(stacked / self._scaling + self._shift, return_dict=False)[0]
-            self._pipeline.maybe_free_model_hooks()  # no network follows that would evict the decoder
+            self._pipeline.maybe_free_model_hooks()  # frees the decoder: no network follows that would evict it
             check_finite(float(images.sum(dtype=torch.float32)))
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def _on_demand_bytes(self) -> int:
-        """Return the bytes of the weights that were loaded on demand: from disk on a CPU, by hooks on CUDA."""
-        if self._cpu_offload or self._device.type == "cpu":
-            return self._cpu_offload.held_bytes if self._cpu_offload else 0
-        networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
+        """Return the size of the weights that are loaded now but not all the time, because of the offload."""
+        if self._cpu_offload:
+            return self._cpu_offload.held_bytes
+        if self._device.type == "cpu" or self._offload != "model":
+            return 0
+        networks = [getattr(self._pipeline, name) for name in NETWORKS]
         weights = (weight for network in networks for weight in weights_of(network))
         return bytes_of(weight for weight in weights if weight.device.type == "cuda")
 
 
-def _device(name: str) -> torch.device:
+def _resolve_device(name: str) -> torch.device:
+    """Return the device for a value of the setting `device`. "auto" is CUDA if available, otherwise the CPU.
+
+    Raises InvalidSetting if the name is not supported, BackendUnavailable if there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -205,10 +224,9 @@ def _device(name: str) -> torch.device:
     if device.type not in {"cpu", "cuda"}:
         raise InvalidSetting(f"device: got {name!r}; the diffusers backend allows: auto, cpu, cuda, cuda:1, ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise BackendUnavailable(
-            "diffusers", f"there is no device {name}: PyTorch sees {found} CUDA devices", "Choose another device."
-        )
+        count = torch.cuda.device_count()
+        reason = f"there is no device {name}, because PyTorch sees {count} CUDA devices"
+        raise BackendUnavailable("diffusers", reason, "Choose another --device, such as auto or cpu.")
     return device
 
 
@@ -217,19 +235,19 @@ def _kind_of(device: torch.device) -> DeviceKind:
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the card skips layers that do not exist. Diffusers would ignore them."""
+    """Raise CheckpointError if the card skips layers that do not exist. Diffusers would ignore them silently."""
     if skip_layers := checkpoint.card.skip_layers:
         last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
         if last >= count:
             raise CheckpointError(
-                f"{checkpoint.name}: the card skips layer {last}; the transformer has layers 0 to {count - 1}"
+                f"{checkpoint.name}: skip_layers in the card (sd35.json) contains {last}; allowed: 0 to {count - 1}"
             )
 
 
 def _sequential_offload(
     checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load
 ) -> SequentialOffload | None:
-    """Return the offload of the text encoders, or of all networks, on a CPU; None if all stay in memory."""
+    """Return the offload for a CPU: of the text encoders or of all networks. None if all networks stay in memory."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
     return SequentialOffload(names, lambda name: load(checkpoint, name, dtype), dtype) if names else None
 

@@ -2,10 +2,11 @@
 
 There are three implementations. Each has a separate precision:
 
-- "fp8-dynamic", by torchao: multiplies in FP8. Weights have one scale per row; inputs have one per token, computed at
-  each call. Needs a GPU of compute capability 8.9.
-- "fp8-weights", by torchao: the same weights, multiplied in BF16. Runs on any device.
-- "fp8-storage", by Diffusers' layer-wise casting: weights without scales, cast to BF16 for each call. Covers T5 too.
+- "fp8-dynamic", by torchao: multiplies in FP8. Weights have one scale per row of the matrix. Inputs have one scale per
+  token, computed at each call. Needs a GPU of compute capability 8.9 or higher.
+- "fp8-weights", by torchao: has the same weights, but multiplies in BF16. Runs on any device.
+- "fp8-storage", by Diffusers' layer-wise casting: weights have no scales and are cast to BF16 for each call. T5's
+  weights are in FP8 too.
 """
 
 from functools import partial
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 FP8_PRECISIONS = ("fp8-dynamic", "fp8-weights", "fp8-storage")
 FP8_DTYPE, COMPUTE_DTYPE = torch.float8_e4m3fn, torch.bfloat16
-_MIN_CAPABILITY = 8, 9  # Ada; Hopper and Blackwell have more
+_MIN_CAPABILITY = 8, 9  # of the Ada generation; Hopper and Blackwell have higher ones
 _MULTIPLE = 16  # multiplication in FP8 needs both sides of a matrix to be multiples of this
 
 
 def resolve_fp8(precision: str, device: torch.device) -> str:
-    """Return one of `FP8_PRECISIONS` for a precision that starts with "fp8". "fp8" selects the best for the device.
+    """Return one of `FP8_PRECISIONS` for a precision that starts with "fp8". For "fp8", the device decides.
 
     Raises InvalidSetting if the device does not support the precision.
     """
@@ -38,8 +39,8 @@ def resolve_fp8(precision: str, device: torch.device) -> str:
         return "fp8-dynamic" if multiplies_fp8(device) else "fp8-weights"
     if precision == "fp8-dynamic" and not multiplies_fp8(device):
         raise InvalidSetting(
-            "precision: got 'fp8-dynamic', which needs a GPU of compute capability 8.9 or higher;"
-            f" {device} allows: fp8, fp8-weights, fp8-storage"
+            "precision: got 'fp8-dynamic', which needs a GPU of compute capability 8.9 or higher; allowed on"
+            f" {device}: fp8, fp8-weights, fp8-storage"
         )
     return precision
 
@@ -50,20 +51,24 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 def load_in_fp8(precision: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Module:
-    """Load a network like `load_network`, with the weights that the rule selects in FP8.
+    """Load a network like `load_network`, but convert the weights that `fp8_layers` selects to FP8.
 
-    `dtype`, for all other weights, must be BF16.
+    `dtype` is the format of all other weights. It must be BF16.
     """
     network = load_network(checkpoint, part, dtype, partial(_to_fp8, precision, part))
     if precision == "fp8-storage":
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Linear) and treatment_in(part, name, precision) != Treatment.UNCHANGED:
+                # With None, Diffusers casts this layer itself instead of searching it for layers to cast.
                 apply_layerwise_casting(layer, FP8_DTYPE, COMPUTE_DTYPE, skip_modules_pattern=None)
     return network
 
 
 def _to_fp8(precision: str, part: str, name: str, value: Tensor) -> Tensor:
-    """Convert a parameter to FP8 if it is the matrix of an FP8 layer. Layer-wise casting later converts the bias."""
+    """Return a parameter, converted to FP8 if it is the matrix of an FP8 layer.
+
+    Biases are returned unchanged. With "fp8-storage", layer-wise casting converts the biases of FP8 layers later.
+    """
     layer, _, kind = name.rpartition(".")
     treatment = treatment_in(part, layer, precision)
     if kind != "weight" or value.ndim != 2 or treatment == Treatment.UNCHANGED:
@@ -74,10 +79,11 @@ def _to_fp8(precision: str, part: str, name: str, value: Tensor) -> Tensor:
 
 
 def torchao_config(precision: str, treatment: Treatment, shape: torch.Size) -> "AOBaseConfig":
-    """Return torchao's configuration for a matrix with the treatment FP8 or WEIGHTS."""
+    """Return torchao's configuration for a matrix of shape `shape`. The treatment must be FP8 or WEIGHTS."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
 
-    # One scale per token: a scale for all tokens would depend on the other images in the batch.
+    # PerRow gives inputs one scale per token. One scale for all tokens would depend on the other images in the batch.
+    # set_inductor_config would change settings of PyTorch's compiler for the whole process.
     is_multiplied = precision == "fp8-dynamic" and treatment == Treatment.FP8
     if is_multiplied and not any(side % _MULTIPLE for side in shape):
         return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)

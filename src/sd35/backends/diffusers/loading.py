@@ -31,7 +31,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
 }  # fmt: skip
-_OPTIONAL = {"encoder.embed_tokens.weight"}  # the second name of T5's embedding
+_OPTIONAL = {"encoder.embed_tokens.weight"}  # a second name of T5's embedding, which some files contain
 _DIFFUSERS: Mapping[str, Any] = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}
 _TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
     "text_encoder": (CLIPTextModelWithProjection, CLIPTextConfig),
@@ -40,16 +40,22 @@ _TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
 }
 
 Load: TypeAlias = Callable[[Checkpoint, str, torch.dtype], nn.Module]
-"""A function that loads a network, given the checkpoint, the network's name and the format, like `load_network`."""
+"""A function such as `load_network`: loads a network, given the checkpoint, the network's name and the dtype."""
 
 
 def load_pipeline(
     checkpoint: Checkpoint, dtype: torch.dtype, *, without: Collection[str] = (), load: Load | None = None
 ) -> StableDiffusion3Pipeline:
-    """Load a pipeline on the CPU with its weights in `dtype`. The result equals that of `from_pretrained`.
+    """Load a pipeline on the CPU with its weights in `dtype`. The result equals that of Diffusers' `from_pretrained`.
 
-    `without` names networks that are None in the result. `load` loads each other network; it is by default
-    `load_network`. Raises CheckpointError if a file is missing, damaged, or that of another network.
+    Args:
+        checkpoint: The checkpoint.
+        dtype: The format of the weights.
+        without: Names of networks that are not loaded. They are None in the result.
+        load: Loads each other network. The default is `load_network`.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or belongs to another network.
     """
     folder = checkpoint.directory
     names = (*_TRANSFORMERS, *_DIFFUSERS)
@@ -63,7 +69,10 @@ def load_pipeline(
             tokenizer_3=AutoTokenizer.from_pretrained(folder / "tokenizer_3", local_files_only=True),
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"the scheduler or a tokenizer in {folder} cannot be loaded: {error}; if files are missing or damaged,"
+            " download the checkpoint again"
+        ) from error
 
 
 def load_network(
@@ -74,7 +83,7 @@ def load_network(
 ) -> nn.Module:
     """Load one network. `convert` gets each parameter's name and value, and returns the value to store.
 
-    Raises CheckpointError like `load_pipeline`.
+    Raises CheckpointError if a file is missing or damaged, or belongs to another network.
     """
     try:
         network: nn.Module = _empty_network(checkpoint, part)
@@ -82,19 +91,23 @@ def load_network(
         raise
     except Exception as error:  # libraries raise many types of errors for invalid configurations
         file = checkpoint.directory / part / "config.json"
-        raise CheckpointError(f"{file} is not valid for {part}: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{file} is not a valid configuration of {part} ({type(error).__name__}: {error}); correct it, or download"
+            " the checkpoint again"
+        ) from error
     weights = checkpoint.weights(part)
     _check_names(checkpoint, part, network, weights)
     files = MappedFiles()
+    # Transformers keeps these modules, such as T5's `wo`, in float32 if the rest is in float16.
     float32_modules = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
     expected = network.state_dict()
     values = {}
     for name, weight in weights.items():
-        if name in expected:
+        if name in expected:  # skips the second name of T5's embedding
             own_dtype = dtype if float32_modules.isdisjoint(name.split(".")) else torch.float32
-            values[name] = convert(name, _read(name, weight, expected[name].shape, own_dtype, files))
-    network.load_state_dict(values, strict=False, assign=True)
-    if part == "text_encoder_3":
+            values[name] = convert(name, _read_parameter(name, weight, expected[name].shape, own_dtype, files))
+    network.load_state_dict(values, strict=False, assign=True)  # not strict, because buffers are filled later
+    if part == "text_encoder_3":  # one parameter with two names
         network.get_submodule("encoder.embed_tokens").weight = network.get_submodule("shared").weight
     _fill_buffers(network)
     files.release_pages()
@@ -109,13 +122,19 @@ class MappedFiles:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def tensor(self, stored: Stored) -> Tensor:
-        """Return a view of a stored tensor. Writing to it does not change the file. Raises CheckpointError."""
+        """Return a view of a stored tensor. Writing to the view does not change the file.
+
+        Raises CheckpointError if the tensor's dtype is not supported.
+        """
         if stored.file not in self._maps:
             with stored.file.open("rb") as file:
                 self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if stored.dtype not in _DTYPES:
-            raise CheckpointError(f"{stored.file}: expected {', '.join(_DTYPES)}, found {stored.dtype}")
-        if stored.nbytes == 0:
+            raise CheckpointError(
+                f"{stored.file}: expected tensors in {', '.join(_DTYPES)}, found {stored.dtype}; convert it, or use"
+                " another file"
+            )
+        if stored.nbytes == 0:  # torch.frombuffer does not allow an empty buffer
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
         flat = torch.frombuffer(self._maps[stored.file], dtype=torch.uint8, count=stored.nbytes, offset=stored.start)
         if stored.start % _DTYPES[stored.dtype].itemsize:
@@ -123,15 +142,19 @@ class MappedFiles:
         return flat.view(_DTYPES[stored.dtype]).view(stored.shape)
 
     def release_pages(self) -> None:
-        """Remove the pages from this process's memory. They stay in the system's file cache and are mapped again."""
+        """Remove the pages of the files from this process's memory. Tensors stay valid.
+
+        The pages stay in the system's file cache. The next access to a tensor maps them again.
+        """
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _empty_network(checkpoint: Checkpoint, part: str) -> Any:  # noqa: ANN401  Diffusers' and Transformers' classes
+    """Create a network from its configuration on the meta device, without memory for its parameters."""
     config = checkpoint.config(part)
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the libraries' own, which users cannot act on
         if part in _DIFFUSERS:
             return _DIFFUSERS[part].from_config(config)
         network, settings = _TRANSFORMERS[part]
@@ -139,42 +162,55 @@ def _empty_network(checkpoint: Checkpoint, part: str) -> Any:  # noqa: ANN401  D
 
 
 def _check_names(checkpoint: Checkpoint, part: str, network: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raise CheckpointError if the files lack parameters of a network or contain unknown ones."""
     expected = network.state_dict().keys()
     missing, unknown = sorted(expected - weights.keys() - _OPTIONAL), sorted(weights.keys() - expected - _OPTIONAL)
     if not missing and not unknown:
         return
     file = next(iter(weights.values())).stored.file if weights else checkpoint.directory / part
     raise CheckpointError(
-        f"{file}: expected the {part} that {checkpoint.directory / part / 'config.json'} describes,"
-        f" found one {_listed('without', missing)}{' and ' if missing and unknown else ''}{_listed('with', unknown)}"
+        f"{file}: expected the {part} that {checkpoint.directory / part / 'config.json'} describes, found one"
+        f" {_phrase('without', missing)}{' and ' if missing and unknown else ''}{_phrase('with', unknown)}; use weights"
+        " and configuration of the same model"
     )
 
 
-def _listed(preposition: str, names: list[str]) -> str:
+def _phrase(preposition: str, names: list[str]) -> str:
+    """Return a phrase with up to three names, such as "without a, b, c and 2 more". Empty if there are no names."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{preposition} {shown}" if names else ""
 
 
-def _read(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: MappedFiles) -> Tensor:
-    """Return a parameter in `dtype`, as a view of the file if its bytes do not change. Raises CheckpointError."""
+def _read_parameter(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: MappedFiles) -> Tensor:
+    """Return a parameter in `dtype`, as a view of the file if its bytes do not change.
+
+    Raises CheckpointError if the stored tensor has another shape or an unsupported dtype.
+    """
     value = _own_part(files.tensor(weight.stored), weight)
     if weight.scale:
         scale = files.tensor(weight.scale).float()
         if scale.numel() > 1:  # one per row
             scale = _own_part(scale, weight).reshape(-1, *(1 for _ in value.shape[1:]))
         value = (value.float() * scale).to(dtype)
-    if weight.swapped:
+    if weight.swapped:  # the file stores the halves in the opposite order
         first, second = value.chunk(2)
         value = torch.cat([second, first])
+    # Axes of length 1 may differ: single files store linear layers of the autoencoder as 1x1 convolutions.
     if value.shape != shape and value.squeeze().shape != torch.Size(size for size in shape if size > 1):
-        raise CheckpointError(f"{weight.stored.file}: expected {name} of {list(shape)}, found {list(value.shape)}")
+        raise CheckpointError(
+            f"{weight.stored.file}: expected {name} of shape {list(shape)}, found {list(value.shape)}; use weights and"
+            " configuration of the same model"
+        )
     return value.reshape(shape).to(dtype)
 
 
 def _own_part(value: Tensor, weight: Weight) -> Tensor:
     """Return the parameter's rows of a tensor that several parameters share, such as q, k and v."""
     if len(value) % weight.of:
-        raise CheckpointError(f"{weight.stored.file}: expected {weight.of} equal parts, found {list(value.shape)}")
+        raise CheckpointError(
+            f"{weight.stored.file}: expected a tensor that divides into {weight.of} equal parts, found shape"
+            f" {list(value.shape)}; the file may be damaged, so download it again"
+        )
     return value.chunk(weight.of)[weight.part] if weight.of > 1 else value
 
 

@@ -19,14 +19,15 @@ def weights_of(network: nn.Module) -> Iterator[Tensor]:
 
 
 def bytes_of(weights: Iterable[Tensor]) -> int:
-    """Return the size of tensors in memory. A quantised tensor is a wrapper; its inner tensors are counted."""
-    parts = (
-        [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
-        if hasattr(weight, "__tensor_flatten__")
-        else [weight]
-        for weight in weights
-    )
-    return sum(tensor.nbytes for tensors in parts for tensor in tensors)
+    """Return the size of tensors in memory. A quantised tensor only wraps other tensors, which are counted instead."""
+    total = 0
+    for weight in weights:
+        if hasattr(weight, "__tensor_flatten__"):  # PyTorch's protocol for tensors that wrap others
+            names, _ = weight.__tensor_flatten__()
+            total += sum(getattr(weight, name).nbytes for name in names)
+        else:
+            total += weight.nbytes
+    return total
 
 
 class SequentialOffload:
@@ -50,7 +51,7 @@ class SequentialOffload:
         return bytes_of(weights_of(self._network)) if self._network else 0
 
     def load(self, name: str) -> nn.Module:
-        """Return a network. Frees the one in memory first if it is another."""
+        """Return a network, and read it from disk if it is not in memory. Frees another network first."""
         if self._name != name or self._network is None:
             self.free()
             self._network = self._read(name)
@@ -86,10 +87,10 @@ class LazyNetwork:
 
 
 class WorkingMemory:
-    """Wraps a `Memory` and subtracts weights that were loaded since `watch` from its peaks.
+    """Measures the memory that a call needs in addition to weights, even if the call loads weights.
 
-    The remaining peak is the memory that a call needs in addition to weights. `weights_bytes` returns the size of the
-    weights that are in memory now.
+    Wraps a `Memory`. From its peaks, subtracts the weights that were loaded since `watch`. `weights_bytes` returns the
+    size of the weights that are loaded on demand and in memory now.
     """
 
     def __init__(self, memory: Memory, weights_bytes: Callable[[], int]) -> None:
@@ -106,7 +107,7 @@ class WorkingMemory:
         return self._memory.held_bytes()
 
     def watch(self) -> None:
-        """Start measuring the peak."""
+        """Start measuring the peak of the memory that this process holds."""
         self._memory.watch()
         self._held_bytes = self._weights_bytes()
 

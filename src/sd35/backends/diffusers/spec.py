@@ -9,7 +9,7 @@ from sd35.checkpoints.hub.environment import check_import_variables
 from sd35.checkpoints.network_sizes import Network
 
 _PLAIN = ("float32", "bfloat16", "float16")
-_FP8 = ("fp8", "fp8-storage")  # those that take the most and the least memory
+_FP8 = ("fp8", "fp8-storage")  # suggested instead of a wider precision; "fp8-storage" takes less memory
 _LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
@@ -32,10 +32,14 @@ def _importing() -> Iterator[None]:
 
 
 def _extra_bytes(name: str, network: Network, precision: str) -> int:
-    """Return the extra memory of T5's output layers: Transformers keeps them in float32 if the rest is in float16."""
+    """Return the bytes that a network takes beyond two bytes per parameter in float16.
+
+    Only T5 has extra bytes. Transformers keeps the second matrices of its feed-forward layers in float32.
+    """
     if (name, precision) != ("text_encoder_3", "float16"):
         return 0
     config = network.config
+    # Per value, float32 takes two bytes more than float16.
     return int(2 * config["d_ff"] * config["d_model"] * config["num_layers"])
 
 

@@ -1,8 +1,8 @@
 """Compile a transformer's blocks with `torch.compile`, for the `diffusers` backend.
 
 Blocks are compiled separately, and equal blocks share their code, so the time to compile does not grow with the number
-of blocks. The number of rows and the image size are symbolic, so later images need no compilation. The exception is a
-single row, which has code of its own.
+of blocks. The number of rows and the image size are symbolic, so later images need no compilation. Only a batch of a
+single row has separate code.
 
 Needs a C++ compiler, and Triton on CUDA. Not run on CUDA.
 """
@@ -17,7 +17,8 @@ from sd35.errors import BackendUnavailable
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
-_RECOMPILE_LIMIT = 64  # kinds of blocks, formats and models together; PyTorch's default of 8 is too low
+# Blocks of each kind, dtype and model are compiled separately. PyTorch's default limit of 8 is too low for them.
+_RECOMPILE_LIMIT = 64
 
 
 def compile_blocks(transformer: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
@@ -33,8 +34,8 @@ def compile_blocks(transformer: nn.Module, checkpoint: Checkpoint, device: torch
     for block in blocks:
         block.compile(dynamic=True, fullgraph=True)
     try:
-        for rows in (2, 1):
-            _call(transformer, checkpoint, rows, device, dtype)
+        for rows in (2, 1):  # 2 stands for any number above 1
+            _call_with_zeros(transformer, checkpoint, rows, device, dtype)
     except TorchDynamoException as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise BackendUnavailable(
@@ -43,8 +44,13 @@ def compile_blocks(transformer: nn.Module, checkpoint: Checkpoint, device: torch
 
 
 @torch.no_grad()
-def _call(transformer: nn.Module, checkpoint: Checkpoint, rows: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Call the transformer with zeros. The sides differ, because equal sides would be compiled as always equal."""
+def _call_with_zeros(
+    transformer: nn.Module, checkpoint: Checkpoint, rows: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Call the transformer once, so that PyTorch compiles its blocks.
+
+    Height and width differ. If they were equal, the compiled code would require that they always are.
+    """
     sizes, card = checkpoint.config("transformer"), checkpoint.card
     tokens = checkpoint.config("text_encoder")["max_position_embeddings"] + card.max_sequence_length
     height, width = (side // LATENT_PX for side in (card.side_px[0], card.side_px[0] + SIZE_MULTIPLE_PX))

@@ -1,6 +1,6 @@
-"""The backend for a checkpoint's five graphs on a CPU, with any runtime. Needs no PyTorch.
+"""The common part of the `onnx` and `openvino` backends, which run a checkpoint's five graphs on a CPU.
 
-The graphs come from `sd35.compile` or from NVIDIA, see `sd35.backends.onnx.backend`.
+Needs no PyTorch. The graphs come from `sd35.compile` or from NVIDIA, see `sd35.backends.onnx.backend`.
 """
 
 import time
@@ -23,16 +23,20 @@ from sd35.tensors import LATENT_PX, Array
 
 
 def check_weights(name: str, checkpoint: Checkpoint) -> None:
-    """Raise InvalidSetting if a checkpoint has separate weight files, which graphs do not read."""
+    """Raise InvalidSetting if a checkpoint has separate weight files, which graphs do not read.
+
+    `name` is the name of the backend, for the error.
+    """
     if checkpoint.files:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
-            f"weights: got {files}; the {name} backend reads graphs, which refer to the checkpoint's own weight files"
+            f"weights: got {files}; the {name} backend reads graphs, which use the checkpoint's own weight files. Leave"
+            " out --weights, or use --backend diffusers"
         )
 
 
-def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is only one
-    """Return the kind of device and the memory, which are always the host's."""
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  the CPU is the only device
+    """Return the kind of device, always "cpu", and the host's memory."""
     return "cpu", HostMemory()
 
 
@@ -47,8 +51,8 @@ class Graphs(NamedTuple):
     """The five graphs of a checkpoint. In all runtimes, tensors have the same names and are in float32 or int32.
 
     Attributes:
-        open: Opens a graph, given the part's name in the Diffusers layout ("vae" is the decoder) and the number of
-            threads. Raises CheckpointError if the graph is missing, damaged, or that of another part.
+        open: Opens a graph. The arguments are the part's name in the Diffusers layout ("vae" is the decoder) and the
+            number of threads. Raises CheckpointError if the graph is missing or damaged, or belongs to another part.
         build: See `sd35.backends.base.Backend`.
     """
 
@@ -57,7 +61,15 @@ class Graphs(NamedTuple):
 
 
 class GraphBackend:
-    """Implements `sd35.backends.base.Backend`. Latents and embeddings are float32 NumPy arrays."""
+    """Implements `sd35.backends.base.Backend`. Latents and embeddings are float32 NumPy arrays.
+
+    Args:
+        name: The name of the backend in the registry.
+        library: The package of the runtime, to record its version.
+        graphs: Opens the checkpoint's graphs.
+        checkpoint: The checkpoint.
+        options: The options of the backend.
+    """
 
     can_skip_layers = False
     is_tiled = False
@@ -85,12 +97,14 @@ class GraphBackend:
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """Return one embedding per prompt, in order."""
         ids = self._tokenizers.encode(prompts)
+        # For each CLIP, the projected output of shape [prompts, channels] and the tokens [prompts, tokens, channels].
         clips = [
             self._encoder(part).run(["text_embeddings", "hidden_states"], {"input_ids": part_ids})
             for part, part_ids in (("text_encoder", ids.clip_l), ("text_encoder_2", ids.clip_g))
         ]
         (t5,) = self._encoder("text_encoder_3").run(["text_embeddings"], {"input_ids": ids.t5})
         clip = np.concatenate([hidden for _, hidden in clips], axis=-1)
+        # Pad the channels with zeros to T5's width.
         clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
         embeddings = []
         for index in range(len(prompts)):
@@ -101,7 +115,7 @@ class GraphBackend:
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
         """Return one velocity per row. Guided and unguided rows share one call of the transformer."""
-        assert not any(row.skip for row in rows), "see can_skip_layers"
+        assert not any(row.skip for row in rows), "can_skip_layers is False"
         parts = transformer_rows(rows)
         inputs = {
             "hidden_states": np.stack([row.latent for row, _ in parts]),
@@ -121,15 +135,16 @@ class GraphBackend:
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
 
     def _encoder(self, part: str) -> Graph:
+        """Return a text encoder's graph. With the offload "encoders", it is opened from disk now."""
         return self._encoders[part] if self._encoders else self._graphs.open(part, self._threads)
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the card allows sizes beyond the position table, where a graph is wrong."""
+    """Raise CheckpointError if the card allows sizes beyond the position table. A graph would compute wrong images."""
     transformer = checkpoint.config("transformer")
     max_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
     if checkpoint.card.side_px[1] > max_px:
         raise CheckpointError(
-            f"{checkpoint.name}: the card allows sides of {checkpoint.card.side_px[1]} px; the transformer's maximum is"
-            f" {max_px} px"
+            f"{checkpoint.name}: side_px in the card (sd35.json) allows sides up to {checkpoint.card.side_px[1]} px;"
+            f" lower it to the transformer's maximum of {max_px} px"
         )

@@ -1,7 +1,8 @@
 """Rewrite a graph in BF16 or FP8 to compute in float32. Needs `onnx`.
 
 On a CPU, ONNX Runtime cannot multiply, add or convolve in BF16, and it does not support TensorRT's own FP8 operators.
-The stored weights stay as they are, each followed by a cast. FP8 operators stay too, so values are rounded to FP8.
+The stored weights stay as they are. A new operator after each BF16 weight casts it to float32. Operators that round to
+FP8 stay too, so values are still rounded to FP8.
 """
 
 from collections.abc import Iterator
@@ -10,29 +11,29 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}
-# Written by ModelOpt's exporter. ONNX's operators are equivalent if their zero point is in FP8.
+_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}  # attributes of operators that name a number format
+# ModelOpt's exporter writes the first names. ONNX's own operators, the second, are equivalent with a zero point in FP8.
 _TENSORRT_OPERATORS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
-_ZERO = "zero in FP8"
-FP8_OPSET = 19  # the first in which ONNX's operators support FP8
+_ZERO_POINT = "zero in FP8"
+FP8_OPSET = 19  # the first version of ONNX's operators that supports FP8
 
 
 def holds_fp8(model: onnx.ModelProto) -> bool:
     """Return whether a graph has FP8 (E4M3) operators or weights."""
     return any(
         node.op_type in _TENSORRT_OPERATORS
-        or any(each.t.data_type == TensorProto.FLOAT8E4M3FN for each in node.attribute)
+        or any(attribute.t.data_type == TensorProto.FLOAT8E4M3FN for attribute in node.attribute)
         for node in _nodes(model.graph)
     ) or any(weight.data_type == TensorProto.FLOAT8E4M3FN for weight in model.graph.initializer)
 
 
 def to_float32(model: onnx.ModelProto) -> None:
-    """Rewrite a graph in place, including its inputs and outputs."""
+    """Change a graph in place to compute in float32. BF16 inputs and outputs become float32 too."""
     if any(node.op_type in _TENSORRT_OPERATORS for node in _nodes(model.graph)):
         _to_standard_operators(model)
     for node in _nodes(model.graph):
         for attribute in node.attribute:
-            _widen(attribute)
+            _widen_attribute(attribute)
     for graph in _graphs(model.graph):
         del graph.value_info[:]  # runtimes infer these types
         for value in (*graph.input, *graph.output):
@@ -42,17 +43,19 @@ def to_float32(model: onnx.ModelProto) -> None:
 
 
 def _cast_weights(graph: onnx.GraphProto) -> None:
+    """Add a cast to float32 after each BF16 weight. The cast's output takes the weight's name, which operators use."""
     casts = []
     for weight in graph.initializer:
         if weight.data_type == TensorProto.BFLOAT16:
             name, weight.name = weight.name, f"{weight.name} in BF16"
             casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+    nodes = [*casts, *graph.node]  # ONNX requires an operator before those that use its output
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _widen(attribute: onnx.AttributeProto) -> None:
+def _widen_attribute(attribute: onnx.AttributeProto) -> None:
+    """Replace BF16 by float32 in an operator's attribute: the name of a number format, or a constant tensor."""
     if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.BFLOAT16:
         attribute.i = TensorProto.FLOAT
     elif attribute.HasField("t") and attribute.t.data_type == TensorProto.BFLOAT16:
@@ -61,11 +64,12 @@ def _widen(attribute: onnx.AttributeProto) -> None:
 
 
 def _to_standard_operators(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(helper.make_tensor(_ZERO, TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    """Replace TensorRT's FP8 operators by ONNX's."""
+    model.graph.initializer.append(helper.make_tensor(_ZERO_POINT, TensorProto.FLOAT8E4M3FN, [], [0.0]))
     for node in _nodes(model.graph):
         if node.op_type in _TENSORRT_OPERATORS:
             node.op_type, node.domain = _TENSORRT_OPERATORS[node.op_type], ""
-            node.input.append(_ZERO)
+            node.input.append(_ZERO_POINT)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -78,4 +82,5 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    return (node for each in _graphs(graph) for node in each.node)
+    """Return the operators of a graph and of the graphs inside its operators."""
+    return (node for inner in _graphs(graph) for node in inner.node)

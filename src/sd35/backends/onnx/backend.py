@@ -1,7 +1,7 @@
 """The `onnx` backend: runs a checkpoint's ONNX graphs with ONNX Runtime on a CPU, in float32. Needs no PyTorch.
 
-The graphs are those next to the checkpoint's weights, those of `sd35 compile`, or NVIDIA's. Graphs in BF16 and FP8 keep
-their rounded weights but compute in float32. FP8 graphs also round the inputs of FP8 layers.
+The graphs are embedded (next to the checkpoint's weights), built by `sd35 compile`, or NVIDIA's. Graphs in BF16 and FP8
+keep their rounded weights but compute in float32. FP8 graphs also round the inputs of FP8 layers.
 """
 
 from functools import partial
@@ -22,12 +22,17 @@ from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 __all__ = ["memory_of", "open_backend"]
 
 # How long an idle thread of the transformer spins before it sleeps, in microseconds. Measured with 0, 20, 50, 100 and
-# 1000: from about 50 on, a step alone is a sixth faster. During a decoding, any spinning slows both.
+# 1000: with 50 or more, a step is a sixth faster if nothing else runs. If an image is decoded during a step, spinning
+# makes both slower.
 _SPIN_US = 50
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
-    """Open the checkpoint's graphs. Raises InvalidSetting, CheckpointError and the errors of `graphs_of`."""
+    """Open the checkpoint's graphs.
+
+    Raises InvalidSetting if the checkpoint has separate weight files, CheckpointError if its card does not fit its
+    graphs or a graph is damaged, and the errors of `graphs_of`.
+    """
     check_weights(SPEC.name, checkpoint)
     return GraphBackend(SPEC.name, "onnxruntime", graphs_of(checkpoint, options), checkpoint, options)
 
@@ -35,8 +40,11 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
 def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
     """Return a checkpoint's graphs: NVIDIA's, those next to its weights, or those of `sd35 compile`.
 
-    Raises BackendUnavailable if `onnx` is needed and not installed, InvalidSetting if NVIDIA's graphs have another
-    precision, NotCompiled if the graphs are not built, CheckpointError.
+    Raises:
+        InvalidSetting: NVIDIA's graphs have another precision.
+        NotCompiled: The graphs are not built.
+        CheckpointError: A file of the checkpoint is missing or damaged.
+        BackendUnavailable: The graphs must be rewritten, and the package `onnx` is not installed.
     """
     precision = GRAPH_PRECISIONS["float32" if options.precision == "auto" else options.precision]
     graphs = checkpoint.graphs
@@ -45,22 +53,27 @@ def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
             return Graphs(partial(_open_embedded, checkpoint))
         graphs = compiled_graphs(options.cache_dir, checkpoint, precision)
     elif options.precision not in {"auto", "float32"} and graphs.transformer != precision:
-        raise InvalidSetting(f"precision: got {options.precision!r}; {graphs.directory} contains {graphs.transformer}")
+        own_precisions = [name for name, stored in GRAPH_PRECISIONS.items() if stored == graphs.transformer]
+        raise InvalidSetting(
+            f"precision: got {options.precision!r}; allowed with the graphs in {graphs.directory}:"
+            f" {', '.join(['auto', 'float32', *own_precisions])}"
+        )
     try:
         import onnx  # noqa: F401  needed to open the graphs
     except ModuleNotFoundError as error:
+        reason = f"reading these graphs needs the package {error.name}, which is not installed"
         remedy = "Install it with: pip install 'sd35-fp8-mirror[graphs]'"
-        raise BackendUnavailable("onnx", f"{error.name}, needed to read its graphs, not installed", remedy) from error
+        raise BackendUnavailable("onnx", reason, remedy) from error
     build = fingerprint_of(graphs.path("transformer").parent) if graphs.transformer == "fp8" else None
     return Graphs(partial(_open_official, checkpoint, graphs), build)
 
 
 def session_options(part: str, threads: int) -> onnxruntime.SessionOptions:
-    """Return the options that all sessions of a part share."""
+    """Return ONNX Runtime's options for a part's graph: the number of threads, and how long they spin."""
     spin_us = _SPIN_US if part == "transformer" else 0
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # By default, threads spin for a second. With other work on the machine, that made steps and loading 50 % slower.
+    # By default, idle threads spin for a second. With other work on the machine, this slowed steps and loading by 50 %.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return options
@@ -69,7 +82,7 @@ def session_options(part: str, threads: int) -> onnxruntime.SessionOptions:
 def _open_embedded(checkpoint: Checkpoint, part: str, threads: int) -> onnxruntime.InferenceSession:
     """Open a graph that is next to the checkpoint's weights."""
     path = find_embedded_graph(checkpoint, part)
-    session = _session(path, path, session_options(part, threads))
+    session = _open_session(path, path, session_options(part, threads))
     check_layout(path, session.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT))
     return session
 
@@ -78,6 +91,7 @@ def _open_official(
     checkpoint: Checkpoint, graphs: OfficialGraphs, part: str, threads: int
 ) -> onnxruntime.InferenceSession:
     """Open a graph in NVIDIA's layout, after rewriting it to compute in float32."""
+    # Imported here, because these modules need the package `onnx`, which is optional.
     from sd35.backends.graphs.float32 import to_float32
     from sd35.backends.graphs.interfaces import fitted_graph, interfaces_of
 
@@ -86,11 +100,11 @@ def _open_official(
     options = session_options(part, threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # otherwise weights are rounded at each call
-    return _session(graphs.path(part), model.SerializeToString(), options)
+    return _open_session(graphs.path(part), model.SerializeToString(), options)
 
 
-def _session(path: Path, model: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Load a model on the CPU. `path` is for errors. Raises CheckpointError."""
+def _open_session(path: Path, model: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Load a graph, from a file or from its bytes, on the CPU. Raises CheckpointError, which names the file `path`."""
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common base class

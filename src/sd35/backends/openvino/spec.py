@@ -7,15 +7,18 @@ _MAX_VALUES_COMPILED_TWICE = 50_000_000
 
 
 def is_compiled_twice(name: str, values: int) -> bool:
-    """Return whether a network with `values` parameters is compiled for any shape and also for that of one image.
+    """Return whether a network with `values` parameters is compiled for any shape, and again for one image's shape.
 
-    A small transformer is. Steps of a large one take too long for the fixed shape to matter.
+    This makes steps of a small transformer faster. Steps of a large one take so long that it would not matter.
     """
     return name == "transformer" and values < _MAX_VALUES_COMPILED_TWICE
 
 
 def _extra_bytes(name: str, network: Network, precision: str) -> int:
-    """Return the size of the float32 weights, which stay in memory next to packed ones, and of a second compilation."""
+    """Return the bytes that a network takes in addition to its compiled weights.
+
+    OpenVINO keeps the float32 weights in memory too. A second compilation has its own copy of all weights.
+    """
     unpacked_bytes = network.values * BYTES_PER_VALUE["float32"]
     if not is_compiled_twice(name, network.values):
         return unpacked_bytes

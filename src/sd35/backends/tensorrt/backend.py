@@ -1,4 +1,4 @@
-"""The `tensorrt` backend: runs TensorRT engines, built from the graphs of `sd35 compile` or NVIDIA's, on a GPU.
+"""The `tensorrt` backend: runs TensorRT engines on a GPU. `sd35 compile` builds them from its own or NVIDIA's graphs.
 
 The code in this module is tested on a CPU, with networks of another runtime. `sd35.backends.tensorrt.runtime`, which
 runs the engines, has not been run on a GPU.
@@ -31,11 +31,11 @@ _Item = TypeVar("_Item")
 
 
 class Networks(Protocol):
-    """The five networks of a checkpoint. Tensors have the names of NVIDIA's graphs and are on `device`."""
+    """The five networks of a checkpoint. Tensors are on `device` and have the same names as in NVIDIA's graphs."""
 
     @property
     def device(self) -> torch.device:
-        """The device that they compute on."""
+        """The device that the networks compute on."""
 
     @property
     def graph(self) -> str | None:
@@ -58,11 +58,14 @@ class Networks(Protocol):
 def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
     """Open the checkpoint's engines.
 
-    Raises InvalidSetting for unsupported options, BackendUnavailable if the GPU is missing or not supported,
-    NotCompiled if an engine is not built, CheckpointError if it cannot be loaded.
+    Raises:
+        InvalidSetting: The precision or the device is not supported.
+        BackendUnavailable: The GPU is missing, or TensorRT does not support it.
+        NotCompiled: An engine is not built.
+        CheckpointError: An engine cannot be loaded.
     """
     precision = _precision_of(checkpoint, options.precision)
-    device = _device(options.device)
+    device = _resolve_device(options.device)
     flavour = find_flavour()
     gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
     if (known := known_architectures(flavour)) and gpu not in known:
@@ -83,8 +86,12 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:
-    """Return the kind of a device and its memory. Raises InvalidSetting, or BackendUnavailable if it does not exist."""
-    return "cuda", CudaMemory(_device(device))
+    """Return the kind of device, always "cuda", and its memory.
+
+    Raises InvalidSetting if `device` is not a name that the backend supports, BackendUnavailable if the device is
+    missing.
+    """
+    return "cuda", CudaMemory(_resolve_device(device))
 
 
 class TensorRtBackend:
@@ -124,7 +131,7 @@ class TensorRtBackend:
     @torch.no_grad()
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
         """Return one velocity per row, in the dtype of latents."""
-        assert not any(row.skip for row in rows), "see can_skip_layers"
+        assert not any(row.skip for row in rows), "can_skip_layers is False"
         with self._networks.exclusive():
             latents = {id(row): self._to_device(torch.as_tensor(row.latent)) for row in rows}
             velocities: list[Tensor] = []
@@ -140,7 +147,7 @@ class TensorRtBackend:
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """Return one RGB image per latent. Only the bytes of pixels are copied from the device."""
+        """Return one RGB image per latent. Converts to 8 bits on the device, to copy less to the host."""
         decoded: list[Array] = []
         with self._networks.exclusive():
             for chunk in _chunks(latents, self._networks.max_batch("vae")):
@@ -153,7 +160,7 @@ class TensorRtBackend:
         return decoded
 
     def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
-        """Yield embeddings of the layout that `TextEmbedding` describes, like Diffusers' `encode_prompt`."""
+        """Yield one embedding per prompt, composed like in Diffusers' `encode_prompt`; see `TextEmbedding`."""
         ids = self._tokenizers.encode(prompts)
         clip_l = self._run_encoder("text_encoder", ids.clip_l)
         clip_g = self._run_encoder("text_encoder_2", ids.clip_g)
@@ -162,10 +169,12 @@ class TensorRtBackend:
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         tokens = torch.cat([clip, t5], dim=-2)
         pooled = torch.cat([clip_l["text_embeddings"], clip_g["text_embeddings"]], dim=-1)
+        # Clones, because an embedding in the cache would otherwise keep the tensors of the whole batch in memory.
         for token, pool in zip(tokens, pooled, strict=True):
             yield TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
 
     def _run_encoder(self, part: str, ids: Array) -> dict[str, Tensor]:
+        """Run a text encoder on token IDs, and return its outputs by name."""
         inputs = {"input_ids": torch.from_numpy(ids.astype(np.int32)).to(self._device)}
         return {name: self._to_device(output) for name, output in self._networks.run(part, inputs).items()}
 
@@ -175,28 +184,38 @@ class TensorRtBackend:
 
 
 def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    """Return the items in order, in chunks of at most `size`."""
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 def _precision_of(checkpoint: Checkpoint, requested: str) -> str:
-    """Return the precision to compute in. NVIDIA's graphs exist in one precision only. Raises InvalidSetting."""
+    """Return the precision to compute in, given the setting.
+
+    Raises InvalidSetting if the checkpoint has NVIDIA's graphs, and they are in another precision.
+    """
     if checkpoint.graphs is None:
         return "bfloat16" if requested == "auto" else requested
-    (found,) = (name for name, of_graphs in GRAPH_PRECISIONS.items() if of_graphs == checkpoint.graphs.transformer)
-    if requested not in {"auto", found}:
-        raise InvalidSetting(f"precision: got {requested!r}; {checkpoint.graphs.directory} contains {found}")
-    return found
+    (own,) = (name for name, of_graphs in GRAPH_PRECISIONS.items() if of_graphs == checkpoint.graphs.transformer)
+    if requested not in {"auto", own}:
+        directory = checkpoint.graphs.directory
+        raise InvalidSetting(f"precision: got {requested!r}; allowed with the graphs in {directory}: auto, {own}")
+    return own
 
 
-def _device(name: str) -> torch.device:
+def _resolve_device(name: str) -> torch.device:
+    """Return the CUDA device for a value of the setting `device`. "auto" is the first device.
+
+    Raises InvalidSetting if the name is not supported, BackendUnavailable if there is no such device.
+    """
     kind, _, index = name.partition(":")
     if kind not in {"auto", "cuda"} or (index and not index.isdecimal()):
         raise InvalidSetting(f"device: got {name!r}; the tensorrt backend allows: auto, cuda, cuda:1, ...")
-    number, found = int(index or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number >= found:
+    number = int(index or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= count:
         raise BackendUnavailable(
             "tensorrt",
-            f"there is no device {name}: PyTorch {torch.__version__} sees {found} CUDA devices",
-            "Choose another device." if torch.backends.cuda.is_built() else "Install a build of PyTorch for CUDA.",
+            f"there is no device cuda:{number}, because PyTorch {torch.__version__} sees {count} CUDA devices",
+            "Choose another --device." if torch.backends.cuda.is_built() else "Install a build of PyTorch for CUDA.",
         )
     return torch.device("cuda", number)

@@ -17,12 +17,15 @@ Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
 
 _SIZE = r"(\d{1,6})x(\d{1,6})"
-_FORM = re.compile(rf"{_SIZE}(?:\.\.{_SIZE})?")
+_BUCKET = re.compile(rf"{_SIZE}(?:\.\.{_SIZE})?")  # one size, or a range of sizes
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A range of sizes, from `smallest` to `largest` in each side. The engine is optimised for `typical`."""
+    """A range of image sizes. The engine is optimised for `typical`.
+
+    A size is in the range if its width is between those of `smallest` and `largest`, and its height too.
+    """
 
     smallest: Size
     typical: Size
@@ -41,11 +44,13 @@ class Bucket:
 def buckets_of(text: str, card: Card) -> list[Bucket]:
     """Parse buckets such as "1024x1024,512x512..1024x1024", and add one for all sizes of the checkpoint.
 
-    An empty text means the checkpoint's default size. A range is optimised for the default size, or for the size in the
-    range that is nearest to it. Raises InvalidSetting if a size is malformed or the checkpoint cannot generate it.
+    An empty text means the checkpoint's default size. A range is optimised for the default size, or for the nearest
+    size in the range. Returns the buckets with the smallest images first, each once. Raises InvalidSetting if a size is
+    malformed or the checkpoint cannot generate it.
     """
     default = (card.width, card.height)
-    named = [_bucket(part.strip(), card) for part in text.split(",") if part.strip()] or [Bucket(*[default] * 3)]
+    named = [_parse_bucket(part.strip(), card) for part in text.split(",") if part.strip()]
+    named = named or [Bucket(default, default, default)]
     low, high = card.side_px
     all_sizes = _optimised_for(default, (low, low), (high, high))
     return sorted(dict.fromkeys([*named, all_sizes]), key=_tightest_first)
@@ -57,7 +62,10 @@ def text_of(buckets: Sequence[Bucket]) -> str:
 
 
 def bucket_for(buckets: Sequence[Bucket], size: Size) -> int:
-    """Return the index of the tightest bucket that contains a size. Raises ValueError if there is none."""
+    """Return the index of the tightest bucket that contains a size.
+
+    Internal: raises ValueError if there is none. The buckets of `buckets_of` contain all sizes of their checkpoint.
+    """
     fitting = [index for index, bucket in enumerate(buckets) if bucket.contains(size)]
     if not fitting:
         raise ValueError(f"size: got {size[0]}x{size[1]}; the engines were built for {text_of(buckets)}")
@@ -65,25 +73,32 @@ def bucket_for(buckets: Sequence[Bucket], size: Size) -> int:
 
 
 def _tightest_first(bucket: Bucket) -> tuple[int, int, str]:
-    """Return the sort key of a bucket. The largest size counts first, because it determines the memory."""
+    """Return the sort key of a bucket: the area of its largest size, the negated area of its smallest, and its text.
+
+    The largest size counts first, because it determines the memory. If it is equal, the narrower range is first.
+    """
     return bucket.largest[0] * bucket.largest[1], -bucket.smallest[0] * bucket.smallest[1], str(bucket)
 
 
-def _bucket(text: str, card: Card) -> Bucket:
-    found = _FORM.fullmatch(text)
+def _parse_bucket(text: str, card: Card) -> Bucket:
+    """Parse a size such as "1024x1024", or a range such as "512x512..1024x1024".
+
+    Raises InvalidSetting if the text is malformed, or the checkpoint cannot generate a size in it.
+    """
     low, high = card.side_px
-    allowed = f"sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}; example: 1024x1024,512x512..1024x1024"
-    if not found:
-        raise InvalidSetting(f"shapes: got {text!r}; allowed: {allowed}")
-    width, height, max_width, max_height = (int(side or 0) for side in found.groups())
-    smallest, largest = (width, height), (max_width or width, max_height or height)
-    is_ordered = all(one <= other for one, other in zip(smallest, largest, strict=True))
-    if not is_ordered or any(not low <= side <= high or side % SIZE_MULTIPLE_PX for side in (*smallest, *largest)):
-        raise InvalidSetting(f"shapes: got {text!r}; allowed: {allowed}")
-    return _optimised_for((card.width, card.height), smallest, largest)
+    if match := _BUCKET.fullmatch(text):
+        width, height, max_width, max_height = (int(side or 0) for side in match.groups())
+        smallest, largest = (width, height), (max_width or width, max_height or height)
+        is_ordered = all(small <= large for small, large in zip(smallest, largest, strict=True))
+        if is_ordered and all(low <= side <= high and not side % SIZE_MULTIPLE_PX for side in (*smallest, *largest)):
+            return _optimised_for((card.width, card.height), smallest, largest)
+    raise InvalidSetting(
+        f"shapes: got {text!r}; allowed: sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}, such as"
+        " 1024x1024 or, for a range, 512x512..1024x1024"
+    )
 
 
 def _optimised_for(typical: Size, smallest: Size, largest: Size) -> Bucket:
-    """Return a bucket whose typical size is clipped to its range."""
+    """Return a bucket for a range. Its typical size is `typical`, clipped to the range."""
     width, height = (min(max(side, low), high) for side, low, high in zip(typical, smallest, largest, strict=True))
     return Bucket(smallest, (width, height), largest)

@@ -1,6 +1,7 @@
-"""Import TensorRT, either the standard one or TensorRT-RTX, and check for a GPU. No other module imports TensorRT.
+"""Import TensorRT, and check for a GPU. No other module imports TensorRT.
 
-Both flavours have the same API. Importing this module imports neither of them and does not access the GPU.
+TensorRT has two flavours with the same API: standard TensorRT and TensorRT-RTX. Importing this module imports neither
+flavour and does not access the GPU.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ from typing import Any, Protocol, cast
 from sd35.backends.tensorrt.types import TensorRt
 from sd35.errors import BackendUnavailable
 
-_MODULES = ("tensorrt", "tensorrt_rtx")  # `tensorrt` is preferred: it is only installed on purpose
+# In order of preference. The extra `tensorrt` installs `tensorrt_rtx`. If `tensorrt` is there, someone has chosen it.
+_MODULES = ("tensorrt", "tensorrt_rtx")
 _LIBRARY_REMEDY = (
     "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre GPU, install standard"
     " TensorRT with: pip install tensorrt"
@@ -29,7 +31,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 @dataclass(frozen=True)
 class Flavour:
-    """An imported TensorRT. `name` is that of its module: "tensorrt" or "tensorrt_rtx"."""
+    """An imported TensorRT. `name` is the name of its module: "tensorrt" or "tensorrt_rtx"."""
 
     name: str
     version: str
@@ -42,7 +44,7 @@ class Flavour:
 
     @property
     def is_rtx(self) -> bool:
-        """Whether this is TensorRT-RTX. It can build for other GPUs, and compiles kernels on the GPU into a cache."""
+        """Whether this is TensorRT-RTX, which can build for other GPUs and has a cache of compiled kernels."""
         return self.name == "tensorrt_rtx"
 
 
@@ -60,18 +62,20 @@ def new_log(trt: TensorRt) -> Log:
 
     base: type[Any] = trt.ILogger
 
-    class CollectingLog(base):  # type: ignore[misc]
+    class CollectingLog(base):  # type: ignore[misc]  # here, because the base is only known after the import
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            trt.ILogger.__init__(self)  # pybind11 requires a direct call instead of super()
             self._errors: list[str] = []
 
         def log(self, severity: object, message: str) -> None:
+            """Forward a message. TensorRT calls this method."""
             level = severities.get(severity, logging.DEBUG)
             if level == logging.ERROR:
                 self._errors.append(message)
             logging.getLogger("sd35.tensorrt").log(level, "%s", message)
 
         def take_errors(self) -> str:
+            """Return the errors since the last call as one line."""
             errors, self._errors = self._errors, []
             return "; ".join(errors)
 
@@ -88,26 +92,26 @@ def find_flavour() -> Flavour:
             module = import_module(name)
             return Flavour(name, str(module.__version__), cast("TensorRt", module))
         except (ImportError, OSError, RuntimeError, AttributeError) as error:  # from loading its shared libraries
-            reasons.append(f"{name} is installed and cannot be loaded ({type(error).__name__}: {error})")
+            reasons.append(f"{name} is installed but cannot be loaded ({type(error).__name__}: {error})")
     raise BackendUnavailable("tensorrt", "; ".join(reasons) or "TensorRT is not installed", f"{_LIBRARY_REMEDY}.")
 
 
 def gpu_architectures() -> list[str]:
-    """Ask NVIDIA's driver for the architecture of each GPU, such as "sm89". Empty without a GPU or a driver."""
+    """Return the architecture of each GPU, such as "sm89", from NVIDIA's driver. Empty without a GPU or a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        if driver.cuInit(0):
+        if driver.cuInit(0):  # the driver's functions return 0 on success
             return []
         count = ctypes.c_int()
         if driver.cuDeviceGetCount(ctypes.byref(count)):
             return []
         return [_architecture(driver, index) for index in range(count.value)]
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # there is no driver, or it lacks a function
         return []
 
 
 def check() -> None:
-    """Check for TensorRT and a GPU. Raises BackendUnavailable, which names the library, the GPU or both as missing."""
+    """Check for TensorRT and a GPU. Raises BackendUnavailable if the library, the GPU or both are missing."""
     reasons, remedies = [], []
     try:
         find_flavour()
@@ -129,9 +133,10 @@ def known_architectures(flavour: Flavour) -> Sequence[str]:
 
 
 def _architecture(driver: ctypes.CDLL, index: int) -> str:
+    """Return the architecture of a GPU, such as "sm89" for the compute capability 8.9."""
     numbers = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)  # the ordinal is the device's handle
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)  # a device's handle is its index
         numbers.append(value.value)
     return "sm{}{}".format(*numbers)

@@ -1,8 +1,8 @@
 """Run TensorRT engines. Needs a GPU: apart from `Workspace` and `streaming_budgets`, this code has never been run.
 
-The engines of a checkpoint share one workspace in device memory and one stream, and run one after the other. Each
-shape of a call has its own buffers for inputs and outputs, so that a call can be recorded once as a CUDA graph and then
-replayed.
+The engines of a checkpoint share one workspace in device memory and one CUDA stream, and run one after the other. Each
+combination of input shapes has its own buffers for inputs and outputs. Its calls therefore always use the same
+addresses, so the first call can be recorded as a CUDA graph and later ones replay it.
 """
 
 import logging
@@ -27,8 +27,8 @@ from sd35.checkpoints.graphs.compiled import BuiltEngine
 from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_PX
 
-_CACHE_FILE = "runtime.cache"  # next to the engine; a rebuilt engine starts without it
-_MAX_CALLS = 32  # cached calls (buffers and CUDA graphs) of a network; the least recently used are dropped
+_CACHE_FILE = "runtime.cache"  # kernels of TensorRT-RTX, next to the engine; a rebuilt engine starts without them
+_MAX_CALLS = 32  # combinations of shapes with buffers and CUDA graphs, per network
 
 
 class EngineNetworks:
@@ -42,9 +42,10 @@ class EngineNetworks:
         device: torch.device,
         memory: Memory | None,
     ) -> None:
-        """Load the engines. If `memory` is given, weights that do not fit in it are streamed from the host.
+        """Load the engines, which `built` has by part.
 
-        Raises CheckpointError if an engine cannot be loaded.
+        If `memory` is given, weights that do not fit in it are streamed from the host. Raises CheckpointError if an
+        engine cannot be loaded.
         """
         self.device = device
         self.graph = built["transformer"].graph
@@ -55,9 +56,9 @@ class EngineNetworks:
         self._runtime = flavour.trt.Runtime(flavour.log)  # must outlive its engines
         workspace = Workspace(device)
         with self.exclusive():
-            engines = {part: _load(flavour, self._runtime, each) for part, each in built.items()}
+            engines = {part: _load_engine(flavour, self._runtime, each) for part, each in built.items()}
             buckets = {part: buckets_of(each.shapes, card) if each.shapes else [] for part, each in built.items()}
-            if memory:  # streamable weights are loaded when a context is created, so the budgets are set before
+            if memory:  # before the networks create contexts, because this loads the weights
                 _set_streaming_budgets(engines, buckets, (card.width, card.height), memory.free_bytes())
             self._networks = {
                 part: _Network(flavour, engine, buckets[part], built[part].folder / _CACHE_FILE, workspace)
@@ -89,10 +90,10 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.version = 0
-        """Changes whenever the address changes. CUDA graphs that were recorded before are then invalid."""
+        """Increases when the address changes. CUDA graphs that were recorded before are then invalid."""
 
     def take(self, size_bytes: int) -> tuple[int, int]:
-        """Return the address and the size, which is at least `size_bytes`. Replaces the memory if it is too small."""
+        """Return the address and the size in bytes of at least `size_bytes`. Replaces the memory if it is too small."""
         if size_bytes > self._memory.numel():
             device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before the next allocation
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
@@ -106,7 +107,7 @@ def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> d
     The transformer has priority, because it runs at every step. The remaining weights are streamed at each call.
     """
     budgets = {}
-    for part in sorted(streamable_bytes, key=lambda part: part != "transformer"):
+    for part in sorted(streamable_bytes, key=lambda part: part != "transformer"):  # False, the transformer, is first
         budgets[part] = min(streamable_bytes[part], max(0, room_bytes))
         room_bytes -= budgets[part]
     return budgets
@@ -114,7 +115,15 @@ def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> d
 
 @dataclass(eq=False)
 class _Call:
-    """A call of a network with certain shapes: the buffers, and the CUDA graph after it was recorded."""
+    """A call of a network with certain input shapes.
+
+    Attributes:
+        context: The execution context for the size bucket of the inputs.
+        inputs: Buffers by name. The context reads them.
+        outputs: Buffers by name. The context writes them.
+        graph: The recorded CUDA graph. None before the first run, and if graphs are not recorded.
+        version: The version of the workspace in the last run; -1 before the first run.
+    """
 
     context: Context
     inputs: dict[str, Tensor]
@@ -124,58 +133,63 @@ class _Call:
 
 
 class _Network:
-    """One engine, with an execution context for each profile in use."""
+    """One engine, with an execution context for each profile in use.
+
+    A profile is TensorRT's word for a range of input shapes. The engine has one for each size bucket, in their order.
+    """
 
     def __init__(
         self, flavour: Flavour, engine: Engine, buckets: list[Bucket], cache_file: Path, workspace: Workspace
     ) -> None:
         self._flavour, self._engine, self._buckets, self._workspace = flavour, engine, buckets, workspace
         self._cache_file = cache_file
-        streams = engine.weight_streaming_budget_v2 < engine.streamable_weights_size
+        streams = engine.weight_streaming_budget_v2 < engine.streamable_weights_size  # not all weights on the device
         self._records_graphs = not streams and not flavour.is_rtx  # TensorRT-RTX records graphs itself
         self._config, self._cache = self._configure(streams=streams)
         self._contexts: dict[int, Context] = {}
         self._calls: OrderedDict[tuple[torch.Size, ...], _Call] = OrderedDict()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        is_input = flavour.trt.TensorIOMode.INPUT
-        self._inputs = [name for name in names if engine.get_tensor_mode(name) == is_input]
+        input_mode = flavour.trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == input_mode]
         self._outputs = [name for name in names if name not in self._inputs]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the engine, and return copies of its outputs by name."""
         shapes = tuple(inputs[name].shape for name in self._inputs)
         if is_new := shapes not in self._calls:
-            self._calls[shapes] = self._prepare(inputs)
+            self._calls[shapes] = self._new_call(inputs)
             if len(self._calls) > _MAX_CALLS:
-                self._calls.popitem(last=False)
+                self._calls.popitem(last=False)  # the least recently used
         self._calls.move_to_end(shapes)
         call = self._calls[shapes]
         for name, buffer in call.inputs.items():
             buffer.copy_(inputs[name])
         self._execute(call)
         if is_new and self._cache:
-            _save(self._cache, self._cache_file)
+            _save_cache(self._cache, self._cache_file)
         return {name: buffer.clone() for name, buffer in call.outputs.items()}
 
     def _execute(self, call: _Call) -> None:
+        """Replay the CUDA graph of a call if it is valid. Otherwise run the call, and record its graph."""
         if call.graph and call.version == self._workspace.version:
             call.graph.replay()
             return
         self._bind(call)
         self._enqueue(call.context)
         call.version = self._workspace.version
-        if (
-            self._records_graphs
-        ):  # after a normal run, because the setup of the first run is not allowed while recording
+        # After a normal run, because the setup of the first run is not allowed while recording.
+        if self._records_graphs:
             call.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(call.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 self._enqueue(call.context)
 
     def _enqueue(self, context: Context) -> None:
+        """Add a run of the engine to the current stream. Internal: RuntimeError makes the images fail."""
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
+            raise RuntimeError(f"TensorRT cannot run an engine: {self._flavour.log.take_errors()}")
 
     def _bind(self, call: _Call) -> None:
-        """Set the shapes and addresses of a call in its context. Another call may have changed them."""
+        """Set the shapes and addresses of a call in its context. A call with the same context may have changed them."""
         context = call.context
         for name, buffer in call.inputs.items():
             context.set_input_shape(name, tuple(buffer.shape))
@@ -183,15 +197,17 @@ class _Network:
         for name, buffer in {**call.inputs, **call.outputs}.items():
             context.set_tensor_address(name, buffer.data_ptr())
 
-    def _prepare(self, inputs: Mapping[str, Tensor]) -> _Call:
+    def _new_call(self, inputs: Mapping[str, Tensor]) -> _Call:
+        """Return a call for the shapes of `inputs`, with new buffers."""
         context = self._context(self._profile_of(inputs))
-        buffers = {name: self._buffer(name, tuple(inputs[name].shape)) for name in self._inputs}
+        buffers = {name: self._new_buffer(name, tuple(inputs[name].shape)) for name in self._inputs}
         for name, buffer in buffers.items():
             context.set_input_shape(name, tuple(buffer.shape))
-        outputs = {name: self._buffer(name, tuple(context.get_tensor_shape(name))) for name in self._outputs}
+        outputs = {name: self._new_buffer(name, tuple(context.get_tensor_shape(name))) for name in self._outputs}
         return _Call(context, buffers, outputs)
 
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _new_buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return an uninitialised tensor for an input or output of the engine, in its type."""
         types = self._flavour.trt.DataType
         dtypes = {
             types.FLOAT: torch.float32,
@@ -202,23 +218,31 @@ class _Network:
         return torch.empty(shape, dtype=dtypes[self._engine.get_tensor_dtype(name)], device="cuda")
 
     def _profile_of(self, inputs: Mapping[str, Tensor]) -> int:
+        """Return the index of the profile for the image size of `inputs`. Only latents and images have four axes."""
         if not self._buckets:
             return 0
         height, width = next(tensor.shape[2:] for tensor in inputs.values() if tensor.ndim == 4)
         return bucket_for(self._buckets, (width * LATENT_PX, height * LATENT_PX))
 
     def _context(self, profile: int) -> Context:
+        """Return the execution context for a profile, after creating it for the first call.
+
+        Internal: RuntimeError makes the images fail.
+        """
         if profile not in self._contexts:
             context = self._engine.create_execution_context(self._config)
             if context is None or not context.set_optimization_profile_async(
                 profile, torch.cuda.current_stream().cuda_stream
             ):
-                raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
+                raise RuntimeError(f"TensorRT cannot create an execution context: {self._flavour.log.take_errors()}")
             self._contexts[profile] = context
         return self._contexts[profile]
 
     def _configure(self, *, streams: bool) -> tuple[RuntimeConfig, RuntimeCache | None]:
-        """Let contexts use the shared workspace. For TensorRT-RTX, also enable CUDA graphs and the kernel cache."""
+        """Return the configuration of contexts, and TensorRT-RTX's kernel cache (None for standard TensorRT).
+
+        Contexts use the shared workspace. For TensorRT-RTX, also enables CUDA graphs unless weights are streamed.
+        """
         trt = self._flavour.trt
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -228,33 +252,42 @@ class _Network:
         config.cuda_graph_strategy = strategies.DISABLED if streams else strategies.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         if self._cache_file.is_file():
-            cache.deserialize(self._cache_file.read_bytes())  # it rejects a cache of another machine and stays empty
+            cache.deserialize(self._cache_file.read_bytes())  # rejects a cache from another machine
         config.set_runtime_cache(cache)
         return config, cache
 
 
-def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
+def _load_engine(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
+    """Load an engine from its file. Raises CheckpointError if TensorRT cannot load it."""
     with built.file.open("rb") as file:
         engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:
-        raise CheckpointError(f"{built.file} cannot be loaded: {flavour.log.take_errors()}")
+        raise CheckpointError(
+            f"{built.file} cannot be loaded: {flavour.log.take_errors()}; build it again with: sd35 compile --target"
+            " tensorrt"
+        )
     return engine
 
 
 def _set_streaming_budgets(
     engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], size: tuple[int, int], free_bytes: int
 ) -> None:
-    """Set how much of the weights stays on the device, and leave working memory for an image of `size`."""
-    profiles = {part: bucket_for(each, size) if each else 0 for part, each in buckets.items()}
-    working_bytes = max(each.get_device_memory_size_for_profile_v2(profiles[part]) for part, each in engines.items())
-    streamable = {part: each.streamable_weights_size for part, each in engines.items()}
+    """Set how much of each engine's weights stays on the device.
+
+    Leaves working memory for an image of `size`: width and height in pixels.
+    """
+    profiles = {part: bucket_for(of_part, size) if of_part else 0 for part, of_part in buckets.items()}
+    working_bytes = max(
+        engine.get_device_memory_size_for_profile_v2(profiles[part]) for part, engine in engines.items()
+    )
+    streamable = {part: engine.streamable_weights_size for part, engine in engines.items()}
     for part, budget_bytes in streaming_budgets(streamable, free_bytes - working_bytes).items():
         if budget_bytes < streamable[part]:
             engines[part].weight_streaming_budget_v2 = budget_bytes
 
 
-def _save(cache: RuntimeCache, path: Path) -> None:
-    """Write the cache atomically, because another process may read it meanwhile."""
+def _save_cache(cache: RuntimeCache, path: Path) -> None:
+    """Write the kernel cache atomically, because another process may read it. Only logs a warning if that fails."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(cache.serialize())

@@ -1,6 +1,7 @@
-"""Types for the used parts of TensorRT's Python API, which has no types. A test compares them with the package.
+"""Types for the parts of TensorRT's Python API that this project uses, because TensorRT's package has no types.
 
-They apply to both flavours unless a docstring says otherwise. Sizes are in bytes; addresses are in device memory.
+A test compares them with the package. They apply to both flavours (see `flavour`) unless a docstring says otherwise.
+Sizes are in bytes. Addresses are in device memory. Each docstring names TensorRT's own class.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,9 @@ from sd35.tensors import Tensor
 class Solver(ABC):
     """Integrates one latent from the first of `sigmas` to the last one, which is 0.
 
-    Until `is_done`, evaluate the model's velocity at `latent` and `sigma`, and pass it to `advance`. Subclasses keep
-    the state of their method: several evaluations a step, history, or noise that is drawn from `seed`. `step` counts
-    complete steps, out of `len(sigmas) - 1`.
+    Until `is_done`, evaluate the model's velocity at `latent` and `sigma`, and pass it to `advance`. A subclass keeps
+    the state of its method. A method may evaluate several times a step, use earlier velocities, or draw noise from
+    `seed`. `step` counts complete steps, out of `len(sigmas) - 1`.
     """
 
     def __init__(self, sigmas: Sequence[float], latent: Float[Tensor, "16 h w"], seed: int) -> None:
@@ -26,7 +26,7 @@ class Solver(ABC):
     @staticmethod
     @abstractmethod
     def evaluations(steps: int) -> int:
-        """Return the number of evaluations in `steps` steps."""
+        """Return the number of evaluations of the model that `steps` steps need."""
 
     @property
     def sigma(self) -> float:
@@ -39,17 +39,20 @@ class Solver(ABC):
         return self.step == len(self.sigmas) - 1
 
     def advance(self, velocity: Float[Tensor, "16 h w"]) -> None:
-        """Continue with the velocity at `latent` and `sigma`."""
+        """Compute the next latent from the model's velocity at `latent` and `sigma`."""
         latent = like(self.latent, velocity)
         self._evaluated = latent, self.sigma, velocity
         self.latent = self._advanced(latent, velocity)
 
     def denoised(self) -> Float[Tensor, "16 h w"]:
-        """Return the last evaluation's prediction for sigma 0, `latent - sigma * velocity`, in float32."""
+        """Return the image without noise that the last evaluation predicts, as a float32 latent.
+
+        It is `latent - sigma * velocity`.
+        """
         assert self._evaluated, "no evaluation yet"
         latent, sigma, velocity = self._evaluated
         return to_float32(latent) - sigma * to_float32(velocity)
 
     @abstractmethod
     def _advanced(self, latent: Float[Tensor, "16 h w"], velocity: Float[Tensor, "16 h w"]) -> Float[Tensor, "16 h w"]:
-        """Return the latent to evaluate next, or the result, and count complete steps in `self.step`."""
+        """Return the next latent to evaluate, or the result after the last step. Update `self.step`."""

@@ -8,15 +8,15 @@ from sd35.tensors import Tensor
 
 
 class Euler(Solver):
-    """`latent + (sigma_next - sigma) * velocity`, one evaluation a step."""
+    """Each step is `latent + (sigma_next - sigma) * velocity`, with one evaluation."""
 
     @staticmethod
     def evaluations(steps: int) -> int:
-        """Return `steps`."""
+        """Return `steps`, because each step needs one evaluation."""
         return steps
 
     def _advanced(self, latent: Float[Tensor, "16 h w"], velocity: Float[Tensor, "16 h w"]) -> Float[Tensor, "16 h w"]:
         sigma = self.sigma
         self.step += 1
-        # The sigmas are float32 values. Their difference, rounded to float32, is that of Diffusers' float32 arithmetic.
+        # The sigmas are float32 values. Rounded to float32, their difference equals Diffusers', computed in float32.
         return add_scaled(latent, velocity, self.sigma - sigma)

@@ -1,1 +1,1 @@
-"""The settings by subject. Each class is a base of `Settings`. Its title is that of a panel in the help of commands."""
+"""The settings by subject. Each class is a base of `Settings`, and its title heads a panel in the help of commands."""

@@ -17,8 +17,8 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
 
     trusted_proxies: Annotated[CommaSeparated[str], Flag("NETWORKS")] = Field(
         (),
-        description="Addresses and networks of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers"
-        " are trusted. Separated by commas (in the file, a list).",
+        description="Addresses and networks of trusted reverse proxies. Their `X-Forwarded-For` and `X-Forwarded-Proto`"
+        " headers are used, and those of other senders are ignored. Separated by commas (in the file, a list).",
     )
     allowed_hosts: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (),
@@ -49,9 +49,10 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for each in value:
+        """Return the networks. Raises ValueError if one is malformed."""
+        for network in value:
             try:
-                ipaddress.ip_network(each)  # an address is a network of one
+                ipaddress.ip_network(network)  # a single address counts as a network
             except ValueError as error:
                 raise ValueError(f"{error}; allowed: addresses and networks, such as 10.0.0.7 or 10.0.0.0/8") from error
         return value
@@ -59,19 +60,21 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     @field_validator("allowed_hosts")
     @classmethod
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if invalid := [each for each in value if each != "*" and not _HOST.fullmatch(each)]:
+        """Return the host names. Raises ValueError if one is malformed."""
+        if invalid := [host for host in value if host != "*" and not _HOST.fullmatch(host)]:
             raise ValueError(
-                f"{invalid[0]} is not a host name; allowed: names without scheme and port, such as gpu.example (xn--..."
-                " if international), *.example.com for all subdomains, * for any name; IP addresses need no entry"
+                f"{invalid[0]} is not a host name. Allowed: names without scheme and port such as gpu.example, in ASCII"
+                " (xn--...); *.example.com for all subdomains; * for any name. IP addresses need no entry"
             )
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if invalid := [each for each in value if each != "*" and not _ORIGIN.fullmatch(each)]:
+        """Return the origins. Raises ValueError if one is malformed."""
+        if invalid := [origin for origin in value if origin != "*" and not _ORIGIN.fullmatch(origin)]:
             raise ValueError(
-                f"{invalid[0]} is not an origin; allowed: origins such as https://example.com or"
-                " http://localhost:3000, or * for any origin"
+                f"{invalid[0]} is not an origin. Allowed: scheme, host and port without a path, such as"
+                " https://example.com or http://localhost:3000; or * for any origin"
             )
         return value

@@ -12,40 +12,40 @@ Precision: TypeAlias = Literal[
 
 
 class ComputeSettings(BaseModel, title="Compute", defer_build=True):
-    """The backend and the device that compute, the precision, and the memory to use."""
+    """The backend, the device and the precision of the computation, and the memory to use."""
 
     backend: Annotated[str, Flag("NAME")] = Field(
         "onnx",
         description="Runtime that computes: `onnx` (needs no PyTorch), `openvino`, `diffusers` or `tensorrt`. `sd35"
-        " doctor` shows which of them can run.",
+        " doctor` shows which of these can run.",
     )
     precision: Annotated[Precision, Flag("FORMAT")] = Field(
         "auto",
         description="Number format of the computation: `float32`, `float16`, `bfloat16`, `fp8`, or `auto`, the default"
         " of the backend for the device. `fp8` uses FP8 in most of the transformer and `bfloat16` elsewhere. With"
         " `diffusers`, `fp8` means `fp8-dynamic` (multiplies in FP8) if the GPU can do so, and otherwise `fp8-weights`"
-        " (only stores weights in FP8). You can also name either, or `fp8-storage`, which needs the least memory: it"
-        " also stores T5's weights in FP8.",
+        " (only stores weights in FP8). You can also set one of these, or `fp8-storage`. It needs the least memory,"
+        " because it also stores T5's weights in FP8.",
     )
     fallback: Annotated[str | None, Flag("BACKEND")] = Field(
         None,
         description="Second backend that `serve` loads, such as `diffusers` or `onnx/float32`. It generates images"
         " while the graphs or engines of the first backend are built. If its precision is wider, it also repeats images"
-        " with numerical failures.",
+        " that fail numerically.",
     )
     device: Annotated[str, Flag("DEVICE")] = Field(
         "auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ..."
     )
     offload: Annotated[Literal["auto", "none", "encoders", "model", "sequential"], Flag("NETWORKS")] = Field(
         "auto",
-        description="Networks that are moved to the device only while needed, to save memory: `none`, the text"
-        " `encoders`, each network (`model`), or each layer (`sequential`). `auto` picks the fastest that fits; `sd35"
-        " plan` shows it.",
+        description="Networks that are in the device's memory only while needed, to save memory: `none`, the text"
+        " encoders (`encoders`), each network (`model`), or each layer (`sequential`). `auto` picks the fastest of"
+        " these that fits; `sd35 plan` shows it.",
     )
     tiled_decode: Annotated[Literal["auto", "on", "off"], Flag("WHEN")] = Field(
         "auto",
         description="Whether to decode large images in tiles, which needs less memory and changes pixels slightly:"
-        " `on`, `off`, or `auto`, only if memory requires it.",
+        " `on`, `off`, or `auto` (on only if memory requires it).",
     )
     torch_compile: bool = Field(
         default=False,
@@ -74,7 +74,7 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
     memory_mb: Annotated[int, Flag("MB")] = Field(
         0,
         ge=0,
-        description="Megabytes of working memory for steps and decoding; 0 uses 90 % of the memory that is free once"
+        description="Megabytes of working memory for steps and decoding; 0 uses 90 % of the memory that is free after"
         " the models are loaded.",
     )
     embedding_cache_mb: Annotated[int, Flag("MB")] = Field(
@@ -84,6 +84,7 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
     @field_validator("fallback")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
+        """Return the fallback. Raises ValueError if it is not a backend with an optional precision."""
         precisions = get_args(Precision)
         backend, slash, precision = (value or "").partition("/")
         if value is not None and (not backend or (slash and precision not in precisions)):

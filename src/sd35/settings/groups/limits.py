@@ -19,28 +19,28 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
     concurrency: Annotated[int, Flag("IMAGES")] = Field(
         0,
         ge=0,
-        description="Most images at a time for each API key (each client address if there are no keys); 0 is"
-        " unlimited.",
+        description="Maximum number of images at a time for each API key (each client address if there are no keys); 0"
+        " is unlimited.",
     )
     pixels_per_hour: Annotated[int, Flag("PIXELS")] = Field(
         0,
         ge=0,
-        description="Quota of each API key (of each client address if there are no keys): pixels per hour; 0 is"
+        description="Rate limit of each API key (of each client address if there are no keys): pixels per hour; 0 is"
         " unlimited.",
     )
     max_pixels: Annotated[int, Flag("PIXELS")] = Field(
-        2 * 1024 * 1024, ge=64 * 64, description="Most pixels of an image: width times height."
+        2 * 1024 * 1024, ge=64 * 64, description="Maximum number of pixels of an image: width times height."
     )
     max_in_flight: Annotated[int, Flag("IMAGES")] = Field(
         0,
         ge=0,
-        description="Most images that wait or are being generated; further requests get 429. 0 allows 1.25 times"
-        " `max_batch_rows`, at least `max_batch_rows` + 2. During lasting overload, 0 allows only as many as keep the"
-        " device busy, so that accepted images wait less.",
+        description="Maximum number of images that wait or are being generated. Further requests get the HTTP status"
+        " 429. 0 allows 1.25 times `max_batch_rows`, or `max_batch_rows` + 2 if that is more. During lasting overload,"
+        " 0 allows only enough images to keep the device busy, so that accepted images wait less.",
     )
     max_wait_s: Annotated[float, Flag("SECONDS")] = Field(
-        600, gt=0, description="Longest estimated wait of an image, in seconds; beyond it, requests get 429."
+        600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, requests get 429."
     )
     max_jobs: Annotated[int, Flag("JOBS")] = Field(
-        10_000, ge=1, description="Most jobs that wait in the queue; further ones get 429."
+        10_000, ge=1, description="Maximum number of jobs that wait in the queue; further jobs get 429."
     )

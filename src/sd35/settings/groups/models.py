@@ -15,10 +15,10 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
         ("sd35-mini",),
         min_length=1,
         description="Checkpoints to load: names that `sd35 models` lists, directories in the Diffusers layout or with"
-        " NVIDIA's ONNX graphs, Stability's single files, or `auto`. `auto` picks the better of SD3.5 Large and Medium"
-        " that fits in memory and is on disk or can be downloaded with your token. Without weights and token, it uses"
-        " `sd35-mini` and warns. Separated by commas (in the file, a list; on the command line, repeat `--checkpoint`)."
-        " The first is the default model.",
+        " NVIDIA's ONNX graphs, Stability's single files, or `auto`. `auto` picks SD3.5 Large, or Medium if Large does"
+        " not fit in memory or is not available. A model is available if it is on disk or your token allows the"
+        " download. If neither is available, `auto` uses `sd35-mini` and warns. Separated by commas (in the file, a"
+        " list; on the command line, repeat `--checkpoint`). The first is the default model.",
     )
     weights: Annotated[CommaSeparated[Path], Flag("FILE", is_repeated=True)] = Field(
         (),
@@ -38,8 +38,8 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
     )
     transformer: Annotated[Literal["auto", "bf16", "fp8"], Flag("FORMAT")] = Field(
         "auto",
-        description="Which transformer of NVIDIA's ONNX graphs to load: `bf16`, `fp8`, or `auto`, the one on disk, and"
-        " `bf16` if both are.",
+        description="Which transformer of NVIDIA's ONNX graphs to load: `bf16`, `fp8`, or `auto` (the one on disk, or"
+        " `bf16` if both are).",
     )
     model_aliases: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (
@@ -60,5 +60,6 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
 
     @field_validator("model_aliases")
     @classmethod
-    def _no_aliases(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _expand_none(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Return no aliases for the value `none`."""
         return () if value == ("none",) else value

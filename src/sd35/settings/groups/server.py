@@ -37,13 +37,13 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     body_timeout_s: Annotated[float, Flag("SECONDS")] = Field(
         30,
         gt=0,
-        description="Timeout, in seconds, for the headers of a request to arrive, and again for its body; beyond it,"
-        " 408.",
+        description="Timeout, in seconds, for the headers of a request to arrive, and the same again for its body. A"
+        " later request gets the HTTP status 408.",
     )
     shutdown_grace_s: Annotated[float, Flag("SECONDS")] = Field(
         60,
         ge=0,
-        description="Longest time, in seconds, for running images to finish during shutdown. After that, jobs return to"
+        description="Maximum time, in seconds, for running images to finish during shutdown. After that, jobs return to"
         " the queue and open requests end.",
     )
     log_format: Annotated[Literal["auto", "console", "json"], Flag("FORMAT")] = Field(
@@ -56,6 +56,7 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     @field_validator("root_path")
     @classmethod
     def _check_root_path(cls, value: str) -> str:
+        """Return the path prefix. Raises ValueError if it is not one."""
         if not _ROOT_PATH.fullmatch(value):
             raise ValueError("allowed: a path such as /images, without a slash at its end")
         return value
@@ -63,6 +64,7 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     @field_validator("public_url")
     @classmethod
     def _check_public_url(cls, value: str | None) -> str | None:
+        """Return the URL. Raises ValueError if links cannot begin with it."""
         try:
             is_valid = value is None or (
                 _PUBLIC_URL.fullmatch(value) and urlsplit(value).hostname and urlsplit(value).port != 0
@@ -71,6 +73,6 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
             is_valid = False
         if not is_valid:
             raise ValueError(
-                "allowed: an http or https URL without parameters, such as https://images.example.com/sd35"
+                "allowed: an http or https URL without query and fragment, such as https://images.example.com/sd35"
             )
         return value

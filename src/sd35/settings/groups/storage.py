@@ -15,7 +15,7 @@ def _xdg_directory(variable: str, fallback: str) -> Path:
 
 
 class StorageSettings(BaseModel, title="Storage", defer_build=True):
-    """Where images, jobs, API keys and caches are stored, and for how long."""
+    """Where images, jobs, API keys and caches are stored, and how long images are kept."""
 
     cache_dir: Annotated[Path, Flag("DIRECTORY", default="~/.cache/sd35")] = Field(
         default_factory=lambda: _xdg_directory("XDG_CACHE_HOME", ".cache"),
@@ -56,8 +56,8 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
     retention_gb: Annotated[float, Flag("GB")] = Field(
         20,
         ge=0,
-        description="Gigabytes of images to keep; beyond that, those not requested for longest are removed. 0 is"
-        " unlimited.",
+        description="Gigabytes of images to keep. Above it, the images that were not requested for the longest time are"
+        " removed. 0 is unlimited.",
     )
     keep_metadata: bool = Field(
         default=True,
@@ -67,10 +67,11 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
 
     @field_validator("cache_dir", "data_dir")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
+    def _expand_home(cls, value: Path) -> Path:
+        """Replace `~` by the user's home directory. Raises ValueError if there is none."""
         try:
             return value.expanduser()
         except RuntimeError as error:  # the user has no home directory, as in some containers
             raise ValueError(
-                "this user has no home directory; set directories with SD35_CACHE_DIR and SD35_DATA_DIR"
+                "this user has no home directory. Set both directories with SD35_CACHE_DIR and SD35_DATA_DIR"
             ) from error

@@ -8,8 +8,8 @@ class WebhookSettings(BaseModel, title="Webhooks", defer_build=True):
 
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Secret that signs webhooks: `whsec_` followed by 24 to 64 random bytes in base64. Without it, jobs"
-        " with a webhook are refused.",
+        description="Secret that signs webhooks: `whsec_` followed by 24 to 64 random bytes in base64. Without a"
+        " secret, jobs with a webhook are refused.",
     )
     webhook_allow_private: bool = Field(
         default=False,
