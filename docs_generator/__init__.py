@@ -1,1 +1,1 @@
-"""Generates the reference pages of docs/ from the code: `make docs`."""
+"""Write the pages of docs/reference/ from the code: `make docs`."""

@@ -1,4 +1,4 @@
-"""docs/reference/cli.md, from the commands' own objects."""
+"""Generate docs/reference/cli.md from Typer's objects of the commands."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,16 +14,16 @@ from sd35.settings import Settings
 from sd35.settings.description import group_of
 
 _INTRODUCTION = """
-`sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of one. `-h` is short for `--help`, and
+`sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of a command. `-h` is short for `--help`.
 `sd35 --version` prints the version.
 
-Settings are flags of the commands that use them: [Settings](settings.md) has their meanings and defaults. Each command
-with settings also takes `--config FILE`, a TOML file of settings.
+Each command has a flag for each setting that it uses. [Settings](settings.md) describes them and their defaults. These
+commands also take `--config FILE`, a TOML file of settings.
 
-Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` stop with 0
-after Ctrl-C or SIGTERM. An error is one line on stderr: see [Errors](errors.md).
+Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` stop with
+0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
 """
-# Why an example is not run by the tests. The first pattern that an example matches counts.
+# The reasons why tests do not run an example, by pattern. The first pattern that matches the example counts.
 _NOT_RUN = {
     r"\| jq": "needs jq",
     r"sd35 (serve|ui)\b": "runs until Ctrl-C",
@@ -40,14 +40,14 @@ _NOT_RUN = {
     r"--backend (?!onnx)": "needs another backend",
 }
 _EXAMPLES = re.compile(r"\[bold\]Examples?\[/bold\]")
-_DEFAULT = re.compile(r" \\?\[default: (.+?)\]")
+_DEFAULT = re.compile(r" \\?\[default: (.+?)\]")  # in help texts, Rich needs a backslash before a bracket
 _SHARED = {"help", "config"}  # described in the introduction
 
 Command: TypeAlias = TyperCommand | TyperGroup
 
 
 class Entry(NamedTuple):
-    """A command with its full name, and the level of its heading."""
+    """A command, its full name such as "sd35 keys add", and the level of its heading."""
 
     name: str
     command: Command
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page in Markdown."""
     sections = []
     for title, names in PANELS.items():
         sections += [f"## {title}", *map(_section, _entries(names))]
@@ -63,17 +63,18 @@ def page() -> str:
 
 
 def _entries(names: Iterable[str]) -> Iterator[Entry]:
-    """Yield commands; a group comes before its commands."""
+    """Yield an entry for each command, and after a group such as `keys` for each of its commands."""
     for name in names:
         command = load_command(name)
         yield Entry(f"sd35 {name}", command, 3)
-        for each in command.commands.values() if isinstance(command, TyperGroup) else ():
-            assert isinstance(each, TyperCommand | TyperGroup)
-            yield Entry(f"sd35 {name} {each.name}", each, 4)
+        for member in command.commands.values() if isinstance(command, TyperGroup) else ():
+            assert isinstance(member, TyperCommand | TyperGroup)
+            yield Entry(f"sd35 {name} {member.name}", member, 4)
 
 
 def _section(entry: Entry) -> str:
-    text, examples = _split(entry.command.help or "")
+    """Return the section of a command: usage, description, arguments, options, settings and examples."""
+    text, examples = _split_help(entry.command.help or "")
     context = typer.Context(entry.command)
     arguments = [param for param in entry.command.params if param.param_type_name == "argument"]
     options = [param for param in entry.command.params if param.param_type_name == "option"]
@@ -82,24 +83,26 @@ def _section(entry: Entry) -> str:
         f"{'#' * entry.level} {entry.name}",
         code(_usage(entry, arguments)),
         text,
-        _arguments(arguments),
-        _options(own, context),
-        _settings([param for param in options if _is_setting(param)]),
+        _arguments_table(arguments),
+        _options_table(own, context),
+        _settings_sentence([param for param in options if _is_setting(param)]),
         *_example_blocks(examples),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Return the prose and the examples of a help text, without Rich's escapes."""
+def _split_help(text: str) -> tuple[str, str]:
+    """Return the prose and the examples of a help text, without the backslashes that Rich needs before brackets."""
     prose, *examples = _EXAMPLES.split(text.replace("\\[", "["), maxsplit=1)
     return prose.strip(), "".join(examples)
 
 
 def _usage(entry: Entry, arguments: list[Any]) -> str:
+    """Return a line such as "sd35 pull [OPTIONS] NAME"."""
     names = " ".join(map(_metavar, arguments))
-    is_group = isinstance(entry.command, TyperGroup)
-    return f"{entry.name} [OPTIONS] {'COMMAND ...' if is_group and not entry.command.params else names}".strip()
+    # The group `bench` has options, because it also runs without a command. Other groups need a command.
+    needs_command = isinstance(entry.command, TyperGroup) and not entry.command.params
+    return f"{entry.name} [OPTIONS] {'COMMAND ...' if needs_command else names}".strip()
 
 
 def _metavar(argument: Any) -> str:  # noqa: ANN401  Typer's types are not public
@@ -107,30 +110,32 @@ def _metavar(argument: Any) -> str:  # noqa: ANN401  Typer's types are not publi
 
 
 def _is_setting(param: Any) -> bool:  # noqa: ANN401
-    """Return whether an option is the flag of a setting, and not one of the same name."""
+    """Return whether an option is the flag of a setting. An option of another group may have the name of a setting."""
     return param.name in Settings.model_fields and param.rich_help_panel == group_of(param.name)
 
 
-def _arguments(arguments: list[Any]) -> str:
+def _arguments_table(arguments: list[Any]) -> str:
     rows = ([code(_metavar(param)), param.help or ""] for param in arguments)
     return table(["Argument", "Meaning"], rows) if arguments else ""
 
 
-def _options(options: list[Any], context: typer.Context) -> str:
+def _options_table(options: list[Any], context: typer.Context) -> str:
     rows = ([_names(param, context), *_default_and_meaning(param)] for param in options)
     return table(["Option", "Default", "Meaning"], rows) if options else ""
 
 
 def _names(param: Any, context: typer.Context) -> str:  # noqa: ANN401
-    """Return an option's names and the placeholder of its value."""
+    """Return an option's names and the placeholder of its value, such as "`--output FILE`, `-o`"."""
     if param.is_flag:
         return ", ".join(map(code, [*param.opts, *param.secondary_opts]))
+    # Typer writes "<int range>" for a number with limits, and "<list[int]>" for an option that may be repeated.
     placeholder = str(param.display_type_rich(ctx=context)).replace(" range", "").replace("list[", "").replace("]", "")
     names = sorted(param.opts, key=len, reverse=True)
     return ", ".join(map(code, [f"{names[0]} {placeholder}", *names[1:]]))
 
 
 def _default(param: Any) -> str:  # noqa: ANN401
+    """Return an option's default as code, "required", "on" or "off", or nothing if it has no default."""
     if param.required:
         return "required"
     if param.is_flag and param.secondary_opts:
@@ -140,9 +145,14 @@ def _default(param: Any) -> str:  # noqa: ANN401
 
 
 def _default_and_meaning(param: Any) -> tuple[str, str]:  # noqa: ANN401
-    """Return the default, which may be in words, and the meaning with the limits."""
-    found = _DEFAULT.search(param.help or "")
-    in_words = param.show_default if isinstance(param.show_default, str) else found[1] if found else ""
+    """Return an option's default, and its meaning with the limits of its value.
+
+    An option without a default value describes its default in words, in `show_default` or in its help.
+    """
+    in_help = _DEFAULT.search(param.help or "")
+    in_words = in_help[1] if in_help else ""
+    if isinstance(param.show_default, str):
+        in_words = param.show_default
     text = sentence(_DEFAULT.sub("", param.help or ""))
     low, high = param.min, param.max
     if low is not None and high is not None:
@@ -154,17 +164,17 @@ def _default_and_meaning(param: Any) -> tuple[str, str]:  # noqa: ANN401
     return _default(param) or in_words, text
 
 
-def _settings(params: list[Any]) -> str:
-    """Return the flags of settings in one sentence; `sd35 serve` has all, so they are not listed there."""
+def _settings_sentence(params: list[Any]) -> str:
+    """Return the flags of a command's settings in one sentence. For `sd35 serve`, which has all, do not list them."""
     if not params:
         return ""
     if len(params) > len(Settings.model_fields) / 2:
-        return "Options: all [settings](settings.md) but the secrets."
+        return "Options: all [settings](settings.md) except the secrets."
     return f"[Settings](settings.md): {', '.join(code(param.opts[0]) for param in params)}."
 
 
 def _example_blocks(examples: str) -> Iterator[str]:
-    """Yield the examples as console blocks: each run of lines that are run, or not run for the same reason."""
+    """Yield the examples as console blocks. A block has consecutive examples with the same reason for not being run."""
     lines = [line.strip() for line in examples.splitlines() if line.strip()]
     for reason, group in groupby(lines, key=_why_not_run):
         mark = f"<!-- not run: {reason} -->\n" if reason else ""
@@ -173,4 +183,5 @@ def _example_blocks(examples: str) -> Iterator[str]:
 
 
 def _why_not_run(example: str) -> str:
+    """Return the reason why tests do not run an example, or nothing if they run it."""
     return next((reason for pattern, reason in _NOT_RUN.items() if re.search(pattern, example)), "")

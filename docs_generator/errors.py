@@ -1,4 +1,4 @@
-"""docs/reference/errors.md, from the classes of `sd35.errors`."""
+"""Generate docs/reference/errors.md from the classes of `sd35.errors`."""
 
 import inspect
 import re
@@ -14,8 +14,8 @@ An error has a name, a message that says what to do, and one of these forms:
 
 - **HTTP**: a response with the status below. The API of this project answers with a problem document
   (`application/problem+json`, RFC 9457). The APIs of OpenAI, AUTOMATIC1111 and Stability answer in their own formats,
-  and Stability's has other statuses for some of them: see [HTTP API](http-api.md).
-- **Command line**: one line on stderr, `sd35: MESSAGE`, and the exit code below.
+  and change the status of some errors: see [Clients](../guide/clients.md#errors).
+- **Command line**: a message on stderr, `sd35: MESSAGE`, and the exit code below.
 - **Python**: an exception of `sd35.errors`. All derive from `Sd35Error`.
 
 The metric `sd35_errors_total` counts the errors of HTTP responses by name.
@@ -27,19 +27,19 @@ differs: [Command line](cli.md) names them.
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page in Markdown."""
     kinds = list(_walk(Sd35Error))
-    http = [each for each in kinds if _has_status(each[0])]
-    others = [each for each in kinds if not _has_status(each[0])]
+    of_requests = [(kind, depth) for kind, depth in kinds if _has_status(kind)]
+    of_commands = [(kind, depth) for kind, depth in kinds if not _has_status(kind)]
     return document(
         "Errors",
         "src/sd35/errors.py",
         _INTRODUCTION,
         "## Errors of requests",
         "An indented error is a special case of the one above it.",
-        table(["Error", "HTTP", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in http)),
+        table(["Error", "HTTP", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in of_requests)),
         "## Errors of commands, and of the start of the service",
-        table(["Error", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in others)),
+        table(["Error", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in of_commands)),
         "## Exit codes",
         _EXIT_CODES,
     )
@@ -55,18 +55,20 @@ def _walk(base: type[Sd35Error], depth: int = 0) -> Iterator[tuple[type[Sd35Erro
 
 
 def _public_base(kind: type[Sd35Error]) -> type:
+    """Return the nearest base class with a name that does not begin with an underscore."""
     return next(base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
 
 
 def _has_status(kind: type[Sd35Error]) -> bool:
-    """Return whether an error has a status of its own, and so ends requests."""
+    """Return whether an error can be the response to a request: its class or one of its bases sets a status."""
     bases = kind.__mro__[: kind.__mro__.index(Sd35Error)]
-    return any("status" in vars(base) for base in bases) or kind is errors.JobEnded
+    return any("status" in vars(base) for base in bases) or kind is errors.JobEnded  # each instance sets its status
 
 
 def _row(kind: type[Sd35Error], depth: int) -> list[str]:
+    """Return the cells of an error, indented by its depth in the tree. Only errors of requests have a status."""
     meaning, remedy = meaning_and_remedy(kind)
-    status = "that of the end" if kind is errors.JobEnded else str(kind.status)
+    status = "status of the failed job, 409 or 410" if kind is errors.JobEnded else str(kind.status)
     name = "&emsp;" * depth + code(kind.__name__)
     return [name, *([status] if _has_status(kind) else []), str(kind.exit_code), meaning, remedy]
 

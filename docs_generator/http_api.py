@@ -1,4 +1,4 @@
-"""docs/reference/http-api.md, from the API's OpenAPI description."""
+"""Generate docs/reference/http-api.md from the API's OpenAPI description."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from sd35.api.errors import PROBLEM
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import Settings
 
-_TITLES = {
+_TITLES = {  # of sections, by OpenAPI tag
     "images": "Images",
     "jobs": "Jobs",
     "service": "Service",
@@ -21,25 +21,26 @@ _TITLES = {
     "AUTOMATIC1111's API": "AUTOMATIC1111's API",
     "Stability's API": "Stability's API",
 }
-_COMMON_SHARE = 0.4  # of the routes: a response of more of them is described once
-_MAX_LISTED_HEADERS = 3
+_COMMON_SHARE = 0.4  # a response that more than this share of the routes have is described once for all
+_MAX_LISTED_HEADERS = 3  # only responses with an image have more
 _INTRODUCTION = """
-The server describes this API itself: `/docs` is a page to try it, and `/openapi.json` the OpenAPI description. To use a
-client that you already have, see [Clients](../guide/clients.md).
+The server describes this API itself: `/docs` is a page to try it, and `/openapi.json` is the OpenAPI description. To
+use an existing client, see [Clients](../guide/clients.md).
 
-- Bodies are JSON in UTF-8, except Stability's, which are forms. Unknown fields are refused, except AUTOMATIC1111's.
+- Bodies are JSON in UTF-8. Stability's API takes forms instead. Unknown fields are refused, except by AUTOMATIC1111's
+  API.
 - If the service has API keys, each route needs one, except `/healthz`, `/readyz`, `/docs`, `/openapi.json` and signed
   links. Send it as `Authorization: Bearer sd35_...`, as `X-Api-Key: sd35_...`, or as the password of HTTP Basic.
-- `Idempotency-Key` names a call that generates images. Sent again with the same body, the call returns the same images
-  instead of generating others.
-- A response with a status of 400 or more has an [error](#errors) as its body. Routes share [some of these
-  responses](#responses-of-most-routes).
-- `X-Request-Id` in each response is the request's id in the server's log.
+- `Idempotency-Key` is a name that you choose for a call that generates images. If you send the call again with the same
+  key and body, it returns the same images instead of generating others.
+- A response with a status of 400 or more has an [error](#errors) as its body. The [responses of most
+  routes](#responses-of-most-routes) are listed once.
+- `X-Request-Id` in each response is the id of the request in the server's log.
 """
 
 
 class Operation(NamedTuple):
-    """A method of a path, and its description."""
+    """A route: a method, a path, and the part of the OpenAPI description about them."""
 
     method: str
     path: str
@@ -47,17 +48,17 @@ class Operation(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The method and the path."""
+        """The method and the path, such as "POST /v1/txt2img"."""
         return f"{self.method} {self.path}"
 
     @property
     def body_type(self) -> str | None:
-        """The media type of the body, if there is one."""
+        """The media type of the request's body, or None without a body."""
         return next(iter(self.description.get("requestBody", {}).get("content", {})), None)
 
     @property
     def body_schema(self) -> Mapping[str, Any]:
-        """The schema of the body; empty without one."""
+        """The schema of the request's body. It is empty without a body."""
         schema: Mapping[str, Any] = {}
         if media_type := self.body_type:
             schema = self.description["requestBody"]["content"][media_type]["schema"]
@@ -71,31 +72,31 @@ class Operation(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What most routes share: responses as (status, description), and the descriptions of headers by name."""
+    """The parts that many routes share: responses as (status, description), and descriptions of headers by name."""
 
     responses: set[tuple[str, str]]
     headers: dict[str, str]
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page in Markdown."""
     api = openapi()
     schemas = api["components"]["schemas"]
     operations = [
-        Operation(method.upper(), path, each)
+        Operation(method.upper(), path, description)
         for tag in _TITLES
         for path, methods in api["paths"].items()
-        for method, each in methods.items()
-        if each["tags"] == [tag]
+        for method, description in methods.items()
+        if description["tags"] == [tag]
     ]
-    common = _common(operations)
+    common = _find_common(operations)
     sections: list[str] = []
     for tag, title in _TITLES.items():
-        tagged = [each for each in operations if each.description["tags"] == [tag]]
+        tagged = [operation for operation in operations if operation.description["tags"] == [tag]]
         sections += [f"## {title}", _overview(tagged, common)]
-        for each in tagged:
-            if _has_section(each, common):
-                sections.append(_section(each, _with_same_fields(each, operations), common))
+        for operation in tagged:
+            if _has_section(operation, common):
+                sections.append(_section(operation, _with_same_fields(operation, operations), common))
     return document(
         "HTTP API",
         "the OpenAPI description of src/sd35/api",
@@ -116,19 +117,19 @@ def openapi() -> dict[str, Any]:
     """Return the OpenAPI description of an app that never starts."""
 
     def never() -> Any:  # noqa: ANN401
-        raise AssertionError
+        raise AssertionError("the app must not start")
 
-    settings = Settings.model_construct()  # the defaults, whatever the environment says
+    settings = Settings.model_construct()  # the defaults, without reading the environment
     api: dict[str, Any] = create_app(ServiceLifecycle(never, never, print), settings).openapi()
     return with_enumerations(api)
 
 
-def _common(operations: list[Operation]) -> Common:
-    """Find the responses that most routes share, and the headers of all."""
+def _find_common(operations: list[Operation]) -> Common:
+    """Return the error responses that many routes share, and the headers of all responses."""
     counts: Counter[tuple[str, str]] = Counter()
     headers: dict[str, str] = {}
-    for each in operations:
-        for status, response in each.description["responses"].items():
+    for operation in operations:
+        for status, response in operation.description["responses"].items():
             counts[status, response["description"]] += 1
             headers |= {name: header["description"] for name, header in response.get("headers", {}).items()}
     frequent = {key for key, count in counts.items() if count > _COMMON_SHARE * len(operations)}
@@ -136,30 +137,35 @@ def _common(operations: list[Operation]) -> Common:
 
 
 def _overview(operations: list[Operation], common: Common) -> str:
-    """Return a table of routes. Those without a section of their own have their description in it."""
+    """Return a table of routes. It has the full description of a route that has no section of its own."""
     rows = []
-    for each in operations:
-        text = sentence(each.description["summary"])
-        if not _has_section(each, common):
-            text = f"{text} {each.description.get('description', '')}"
-        rows.append([code(f"{each.method} {each.path}"), text])
+    for operation in operations:
+        text = sentence(operation.description["summary"])
+        if not _has_section(operation, common):
+            text = f"{text} {operation.description.get('description', '')}"
+        rows.append([code(operation.title), text])
     return table(["Route", "Purpose"], rows)
 
 
 def _has_section(operation: Operation, common: Common) -> bool:
-    """Return whether there is more to say of a route than that it answers."""
+    """Return whether a route needs a section: it has parameters, a body, several responses, or a response object."""
     description = operation.description
     rows = _response_rows(description["responses"], common)
-    return "parameters" in description or "requestBody" in description or len(rows) > 1 or "[" in rows[0][2]
+    has_object = any("[" in body for _, _, body, _ in rows)  # a link to the object
+    return "parameters" in description or "requestBody" in description or len(rows) > 1 or has_object
 
 
 def _with_same_fields(operation: Operation, operations: list[Operation]) -> Operation | None:
-    """Return the first route before this one whose body has some of its fields, and no others."""
-    before = operations[: operations.index(operation)]
-    return next((each for each in before if each.fields and each.fields.items() <= operation.fields.items()), None)
+    """Return the first earlier route with a body that has only fields of this route's body, or None.
+
+    The section of this route then refers to the earlier route, and lists only the other fields.
+    """
+    earlier = operations[: operations.index(operation)]
+    return next((each for each in earlier if each.fields and each.fields.items() <= operation.fields.items()), None)
 
 
 def _section(operation: Operation, same: Operation | None, common: Common) -> str:
+    """Return the section of a route. `same` is the route of `_with_same_fields`."""
     description = operation.description
     parts = [f"### {operation.title}", description.get("description", ""), _parameters(description)]
     if media_type := operation.body_type:
@@ -177,23 +183,25 @@ def _section(operation: Operation, same: Operation | None, common: Common) -> st
 
 
 def _parameters(description: Mapping[str, Any]) -> str:
+    """Return a table of the parameters in the path, the query and the headers, or nothing without parameters."""
     rows = []
-    for each in description.get("parameters", ()):
-        schema = each["schema"]
-        options = [option for option in schema.get("anyOf", [schema]) if option != {"type": "null"}]
-        default, meaning = default_in_words(each.get("description", ""))
-        default = "required" if each.get("required") else default_of(each["name"], schema, {}) or default
-        rows.append([code(each["name"]), each["in"], " or ".join(map(type_of, options)), default, meaning])
+    for parameter in description.get("parameters", ()):
+        name, schema = parameter["name"], parameter["schema"]
+        types = [option for option in schema.get("anyOf", [schema]) if option != {"type": "null"}]
+        in_words, meaning = default_in_words(parameter.get("description", ""))
+        default = "required" if parameter.get("required") else default_of(name, schema, {}) or in_words
+        rows.append([code(name), parameter["in"], " or ".join(map(type_of, types)), default, meaning])
     return table(["Parameter", "In", "Allowed", "Default", "Meaning"], rows) if rows else ""
 
 
 def _examples(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the last example of a body, which has the most fields."""
+    """Yield a JSON block with the last example of a body, which has the most fields. Yield nothing without examples."""
     if examples := list(content.get("examples", {}).values()):
         yield f"```json\n{json.dumps(examples[-1]['value'], indent=2)}\n```"
 
 
 def _response_rows(responses: Mapping[str, Any], common: Common) -> list[list[str]]:
+    """Return a row for each response that is not common: status, meaning, body and headers."""
     rows = []
     for status, response in sorted(responses.items()):
         if (status, response["description"]) not in common.responses:
@@ -206,11 +214,12 @@ def _response_rows(responses: Mapping[str, Any], common: Common) -> list[list[st
 
 
 def _meaning(response: Mapping[str, Any]) -> str:
-    return "Success." if response["description"] == "Successful Response" else response["description"]
+    description: str = response["description"]
+    return "Success." if description == "Successful Response" else description  # FastAPI's default
 
 
 def _content(status: str, response: Mapping[str, Any]) -> str:
-    """Return the media types of a successful response, or the objects of its JSON."""
+    """Return the media types or the JSON objects of a successful response, and nothing for an error."""
     types = []
     for media_type, content in response.get("content", {}).items() if status.startswith("2") else ():
         schema = content.get("schema", {})
@@ -220,7 +229,7 @@ def _content(status: str, response: Mapping[str, Any]) -> str:
 
 
 def _errors(schemas: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the error format of each dialect."""
+    """Yield the parts of a section on error formats: each dialect, such as OpenAI's API, has its own."""
     yield f"Routes of this project have a [Problem](#problem), {code(PROBLEM.media_type)}. Others have these objects."
     for dialect in DIALECTS:
         if dialect.error_format is not PROBLEM:
@@ -236,20 +245,20 @@ def _errors(schemas: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _objects(operations: list[Operation], schemas: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a section for each object that a successful response has, and for the objects in it."""
-    names: dict[str, None] = {}
-    found = [
+    """Yield the parts of a section for each object in successful responses, and for the objects inside it."""
+    names: dict[str, None] = {}  # a set that keeps the order
+    queue = [
         name
-        for each in operations
-        for status, response in each.description["responses"].items()
+        for operation in operations
+        for status, response in operation.description["responses"].items()
         if status.startswith("2")
         for name in references_in(response)
     ]
-    while found:
-        name = found.pop(0)
+    while queue:
+        name = queue.pop(0)
         if name not in names:
             names[name] = None
-            found += references_in(schemas[name])
+            queue += references_in(schemas[name])
     for name in names:
         schema = schemas[name]
         yield f"### {name}"

@@ -1,4 +1,4 @@
-"""JSON schemas in words, and tables of their fields."""
+"""Describe JSON schemas in words, and their fields in tables."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from docs_generator.markdown import anchor, code, sentence, table
 
 Schema: TypeAlias = Mapping[str, Any]
-_CLAUSE_END = re.compile(r"[:.](?: |$)")  # as in sd35.api.body: before it are the allowed values
+_CLAUSE_END = re.compile(r"[:.](?: |$)")  # ends the allowed values, with which a description begins, see sd35.api.body
 _OMITTED = re.compile(r"(?:^| )Omitted[^.:]*: (.+?)\.(?= [A-Z0-9]|$)")
 _LIMITS = {
     "minimum": "at least {}", "maximum": "at most {}", "exclusiveMinimum": "above {}", "exclusiveMaximum": "below {}",
@@ -18,7 +18,7 @@ _LIMITS = {
 
 
 def body_table(schema: Schema) -> str:
-    """Return the fields of a request's body, whose descriptions begin with the allowed values."""
+    """Return a table of the fields of a request's body. Their descriptions are as `split_description` expects."""
     rows = []
     for name, field in schema["properties"].items():
         allowed, default, meaning = split_description(field.get("description", ""))
@@ -28,13 +28,16 @@ def body_table(schema: Schema) -> str:
 
 
 def object_table(schema: Schema) -> str:
-    """Return the fields of an object of a response."""
+    """Return a table of the fields of an object in a response."""
     rows = ([code(name), type_of(field), field.get("description", "")] for name, field in _properties(schema))
     return table(["Field", "Type", "Meaning"], rows)
 
 
 def split_description(description: str) -> tuple[str, str, str]:
-    """Return the allowed values, the default if it is in words, and the meaning of a body's field."""
+    """Split the description of a body's field, "ALLOWED: MEANING. Omitted: DEFAULT.", into allowed, default, meaning.
+
+    The default is empty if the description does not name it.
+    """
     end = _CLAUSE_END.search(description)
     allowed, rest = (description[: end.start()], description[end.end() :]) if end else (description, "")
     default = _OMITTED.search(rest)
@@ -42,7 +45,7 @@ def split_description(description: str) -> tuple[str, str, str]:
 
 
 def default_of(name: str, field: Schema, schema: Schema) -> str:
-    """Return the default of a field, `required`, or nothing if the meaning has it."""
+    """Return "required", or the default value of a field as code, or nothing if the schema has no default value."""
     if name in schema.get("required", []):
         return "required"
     default = field.get("default")
@@ -50,7 +53,7 @@ def default_of(name: str, field: Schema, schema: Schema) -> str:
 
 
 def type_of(schema: Schema) -> str:
-    """Return a type in words, with its limits. Objects of the API are links to their section."""
+    """Return a type in words, with its limits. Objects of the API are links to their sections on the page."""
     if "const" in schema or "enum" in schema:
         return ", ".join(code(json.dumps(each)) for each in schema.get("enum", [schema.get("const")]))
     if name := reference_of(schema):
@@ -61,7 +64,8 @@ def type_of(schema: Schema) -> str:
     if kind == "array":
         items = schema.get("prefixItems") or [schema.get("items", {})]
         return f"array of {', '.join(dict.fromkeys(map(type_of, items)))}"
-    kind = schema["format"] if schema.get("format") == "date-time" else kind
+    if schema.get("format") == "date-time":
+        kind = "date-time"
     limits = [text.format(schema[name]) for name, text in _LIMITS.items() if name in schema]
     return ", ".join([" or ".join(kind) if isinstance(kind, list) else str(kind), *limits])
 
@@ -72,18 +76,18 @@ def reference_of(schema: Schema) -> str:
 
 
 def with_enumerations(api: dict[str, Any]) -> dict[str, Any]:
-    """Return an OpenAPI description with each enumeration in place of the references to it."""
+    """Return an OpenAPI description with the values of enumerations in place of references to them."""
     values = {
         name: {"enum": schema["enum"]} for name, schema in api["components"]["schemas"].items() if "enum" in schema
     }
 
     def replace(part: Any) -> Any:  # noqa: ANN401  any JSON value
         if isinstance(part, list):
-            return [replace(each) for each in part]
+            return [replace(item) for item in part]
         if not isinstance(part, dict):
             return part
-        replaced = {name: replace(each) for name, each in part.items()}
-        return {**replaced, **values[name]} if (name := reference_of(part)) in values else replaced
+        replaced = {name: replace(value) for name, value in part.items()}
+        return {**replaced, **values.get(reference_of(part), {})}
 
     replaced: dict[str, Any] = replace(api)
     return replaced

@@ -1,4 +1,4 @@
-"""Parts of a Markdown page."""
+"""Format parts of a page in Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ def document(title: str, source: str, *parts: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table. Line breaks in cells become spaces, and bars are escaped."""
+    """Return a table. Line breaks in cells become spaces, and vertical bars are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def code(text: str) -> str:
-    """Return text as code; an empty string if there is none."""
+    """Return text in backquotes, or an empty text unchanged."""
     return f"`{text}`" if text else ""
 
 
@@ -31,14 +31,21 @@ def anchor(heading: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return text with an upper-case first letter, unless it begins with a name or a number, and with a full stop."""
+    """Return text with a full stop at its end, and an upper-case letter at its beginning.
+
+    A text that begins with a name, code or a number keeps its beginning, and an empty text stays empty.
+    """
     text = text.strip()
-    is_word = _WORD.match(text) is not None
-    return text and (text[0].upper() if is_word else text[0]) + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    if _WORD.match(text):
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "!", "?", ":")) or not text else f"{text}."
 
 
 def default_in_words(text: str) -> tuple[str, str]:
-    """Return the default that a text names (`Default: ...`), if it does, and the text without it."""
+    """Split a text with a sentence "Default: DEFAULT." into the default and the other text.
+
+    The default is empty if the text does not name it.
+    """
     default = _DEFAULT.search(text)
     return default[1] if default else "", _DEFAULT.sub("", text)
 

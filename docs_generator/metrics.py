@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md, from the descriptions of the metrics."""
+"""Generate docs/reference/metrics.md from the descriptions of the metrics."""
 
 from docs_generator.markdown import code, document, table
 from sd35.service.metrics_collector import metric_descriptions
@@ -16,9 +16,10 @@ The process's own metrics have Prometheus' usual names, such as `process_residen
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page in Markdown."""
     rows = (
-        [code(each.name), each.kind, ", ".join(map(code, each.labels)), each.help] for each in metric_descriptions()
+        [code(metric.name), metric.kind, ", ".join(map(code, metric.labels)), metric.help]
+        for metric in metric_descriptions()
     )
     return document(
         "Metrics",

@@ -1,4 +1,4 @@
-"""docs/reference/settings.md, from the class `Settings`."""
+"""Generate docs/reference/settings.md from the class `Settings`."""
 
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
@@ -30,7 +30,7 @@ On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page in Markdown. The base classes of `Settings` are its groups, from last to first."""
     groups = [base for base in reversed(Settings.__bases__) if base is not BaseSettings and issubclass(base, BaseModel)]
     sections = [
         f"## {group.model_config['title']}\n\n{group.__doc__}\n\n{_table(list(group.model_fields))}" for group in groups
@@ -46,13 +46,13 @@ def _table(names: list[str]) -> str:
 
 
 def _names(name: str) -> str:
-    """Return the key, the variable and the flag of a setting."""
+    """Return a cell with the key, the environment variable and the flag of a setting. Secrets have no flag."""
     flags = [] if name in secret_settings() else [flag_of(name)]
     return "<br>".join(map(code, [name, PREFIX + name.upper(), *flags]))
 
 
 def _default(name: str) -> str:
-    """Return the default: as code if it can be written as it is, else in words."""
+    """Return the default of a setting: as code, unless it is described in words."""
     default = default_of(name)
     is_in_words = default == "none" or metadata_of(name).default is not None
     return default if is_in_words else ", ".join(map(code, default.split(", ")))

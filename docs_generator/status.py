@@ -1,4 +1,4 @@
-"""docs/reference/status.md, from docs/reference/status.toml."""
+"""Generate docs/reference/status.md from docs/reference/status.toml."""
 
 import tomllib
 from pathlib import Path
@@ -17,7 +17,7 @@ _STATES = {"works": "works", "built": "built, **not run**", "not run": "**not ru
 
 
 class Row(NamedTuple):
-    """A feature of an area, its state, on what it was tried, and what was not tried."""
+    """A feature of an area, its state, the machines on which it was tried, and what was not tried."""
 
     area: str
     feature: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def page(source: Path) -> str:
-    """Return the page. Raises TypeError or KeyError for a row with a missing or unknown key or state."""
+    """Return the page in Markdown. Raises TypeError or KeyError for a row with a missing or unknown key or state."""
     rows = [Row(**row) for row in tomllib.loads(source.read_text(encoding="utf-8"))["rows"]]
     parts = []
     for area in dict.fromkeys(row.area for row in rows):

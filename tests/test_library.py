@@ -199,7 +199,7 @@ def test_parameters_can_be_numpy_integers(generator: Generator, image: Image):
     [
         ({"max_pixels": 1}, "^max_pixels: got 1; "),
         ({"precision": "fp4"}, "^precision: got 'fp4'; allowed: auto, "),
-        ({"bakend": "onnx"}, "unknown setting 'bakend'; known: allowed_hosts, backend, "),
+        ({"bakend": "onnx"}, "unknown setting 'bakend'; allowed: allowed_hosts, backend, "),
         ({"checkpoints": ["sd35-mini"]}, "unknown setting 'checkpoints'"),
         ({"backend": "caffe"}, "caffe"),
     ],
@@ -353,7 +353,7 @@ def test_a_closed_generator_refuses_images():
     assert generator.generate("a cat", **SMALL).width == 64
     generator.close()
     generator.close()
-    with pytest.raises(RuntimeError, match=r"^the generator is closed$"):
+    with pytest.raises(RuntimeError, match=r"^the generator is closed; create a new one$"):
         generator.generate("a cat")
 
 
@@ -364,7 +364,7 @@ def test_closing_cancels_images_of_other_threads():
         future = threads.submit(generator.generate, "a cat", on_progress=lambda *_: started.set(), **LONG)
         assert started.wait(WAIT_S)
         generator.close()
-        with pytest.raises(RuntimeError, match=r"^the generator is closed$"):
+        with pytest.raises(RuntimeError, match=r"^the generator is closed; create a new one$"):
             future.result(WAIT_S)
 
 

@@ -10,8 +10,8 @@ The names in `__all__` are the public interface. Every error is an `Sd35Error`, 
 generator, TypeError for an unknown argument, and OSError from saving a file.
 """
 
-# False when it runs. Type checkers take a variable of this name as true; `typing.TYPE_CHECKING` would be an import, and
-# the command `sd35` imports this module before it can handle Ctrl-C.
+# Type checkers take a variable of this name as true, so they read the imports below. Importing `typing.TYPE_CHECKING`
+# instead would take time, and the command `sd35` imports this module before it can handle Ctrl-C.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import what is public on first use: the generator needs NumPy and more, which take a second to import."""
+        """Import a public name when it is first used: importing the generator and NumPy takes about a second."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from sd35 import errors
@@ -65,5 +65,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """List the names that are imported on first use as well."""
+    """List the names of this module, including public names that are not imported yet."""
     return sorted({*globals(), *__all__})

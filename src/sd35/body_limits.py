@@ -17,7 +17,8 @@ def limit_body_time(receive: Receive, timeout_s: float, on_timeout: Callable[[],
     Args:
         receive: The function to wrap.
         timeout_s: Time for the whole body, in seconds from now.
-        on_timeout: Returns the message to receive after a timeout, or raises an exception.
+        on_timeout: Called after a timeout. Returns the message that the application receives instead of the body, or
+            raises an exception.
     """
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     is_complete = False
@@ -54,13 +55,15 @@ class BodyMemory:
 
     @contextmanager
     def body_of(self, client: str) -> Iterator[Callable[[int], None]]:
-        """Yield a function to call with the size of each received piece of a body.
+        """Count the memory of one body of a client until the context ends.
 
-        It raises TooManyBytes if the piece would exceed a limit. The body counts until the context ends.
+        Yields a function. Call it with the size in bytes of each received piece. It raises TooManyBytes if the piece
+        would exceed a limit.
         """
         body_bytes = 0
 
         def count(size_bytes: int) -> None:
+            """Add a piece to the counts, or raise TooManyBytes and leave them unchanged."""
             nonlocal body_bytes
             client_bytes, total_bytes = self._by_client[client] + size_bytes, self._total_bytes + size_bytes
             if client_bytes > self._max_client_bytes or total_bytes > self._max_bytes:
@@ -78,4 +81,4 @@ class BodyMemory:
 
 
 class TooManyBytes(Exception):  # noqa: N818  it reads as a sentence: "except TooManyBytes"
-    """The bodies that are being received would exceed a limit on their memory."""
+    """A piece of a body would exceed a limit of `BodyMemory`. Internal: callers turn it into an HTTP response."""

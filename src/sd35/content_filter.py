@@ -1,7 +1,7 @@
 """The content filter: code of the operator that allows, blurs or refuses prompts and images.
 
-The setting `content_filter` is an import path, `package.module:name`, of an object, or of a class without constructor
-arguments:
+The setting `content_filter` is an import path, `package.module:name`. It names a filter, or a class whose constructor
+needs no arguments:
 
     class NoBlood:
         def check_prompt(self, prompt: str, negative_prompt: str) -> str:
@@ -10,7 +10,7 @@ arguments:
         def check_image(self, pixels, prompt: str) -> str:
             return "blur" if my_classifier(pixels) > 0.5 else "allow"
 
-An exception in a filter refuses the image, so that a broken filter lets nothing through.
+If a filter raises an exception, the image is refused: a broken filter lets nothing through.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,10 @@ class ContentFilter(Protocol):
         """Decide on a prompt before its image is generated."""
 
     def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
-        """Decide on an image before it is sent or stored, or on a preview, which has 1/8 of its width and height."""
+        """Decide on an image before it is sent or stored, or on a preview before it is sent.
+
+        A preview has 1/8 of the width and height of its image.
+        """
 
 
 class AllowAll:
@@ -61,48 +64,64 @@ class AllowAll:
 
 
 def load_filter(path: str | None) -> ContentFilter:
-    """Import the filter at an import path. Raises InvalidSetting if that fails or the object is not a filter."""
+    """Import the filter at an import path, or return a filter that allows everything if the path is None.
+
+    Raises InvalidSetting if the filter cannot be loaded, or lacks a method of `ContentFilter`.
+    """
     if path is None:
         return AllowAll()
     module, _, name = path.partition(":")
     try:
-        found = getattr(import_module(module), name)
-        content_filter: ContentFilter = found() if isinstance(found, type) else found
+        filter_or_class = getattr(import_module(module), name)
+        content_filter: ContentFilter = filter_or_class() if isinstance(filter_or_class, type) else filter_or_class
     except Exception as error:  # the operator's code may raise anything
-        raise InvalidSetting(f"content_filter: got {path!r}, which raises {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidSetting(
+            f"content_filter: got {path!r}, which cannot be loaded ({reason}); allowed: package.module:name of a filter"
+            " that Python can import"
+        ) from error
     methods = ("check_prompt", "check_image")
-    if missing := [name for name in methods if not callable(getattr(content_filter, name, None))]:
-        raise InvalidSetting(f"content_filter: got {path!r}, which lacks the methods {', '.join(missing)}")
+    if missing := [method for method in methods if not callable(getattr(content_filter, method, None))]:
+        raise InvalidSetting(
+            f"content_filter: got {path!r}, which has no {' and no '.join(missing)}; allowed: an object or a class with"
+            f" the methods {' and '.join(methods)}"
+        )
     return content_filter
 
 
 def prompt_decision(content_filter: ContentFilter, request: Request) -> Decision:
-    """Return ALLOW or BLUR for a request's prompts. Raises ContentRefused."""
-    return _decide(lambda: content_filter.check_prompt(request.prompt, request.negative_prompt), "prompt")
+    """Return ALLOW or BLUR for a request's prompts. Raises ContentRefused if the filter refuses or fails."""
+    return _decide("prompt", lambda: content_filter.check_prompt(request.prompt, request.negative_prompt))
 
 
 def image_decision(content_filter: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
-    """Return ALLOW or BLUR for an image. Raises ContentRefused."""
-    return _decide(lambda: content_filter.check_image(pixels, request.prompt), "image")
+    """Return ALLOW or BLUR for an image. Raises ContentRefused if the filter refuses or fails."""
+    return _decide("image", lambda: content_filter.check_image(pixels, request.prompt))
 
 
 def shown_preview(
     content_filter: ContentFilter, request: Request, on_prompt: Decision, pixels: UInt8[Array, "h w 3"]
 ) -> UInt8[Array, "h w 3"]:
-    """Return a preview image. It is blurred unless the filter allows both the prompt and the preview."""
+    """Return the pixels of a preview, blurred if the filter does not allow the prompt or the preview.
+
+    `on_prompt` is the filter's decision on the prompt.
+    """
     try:
         if on_prompt is Decision.ALLOW and image_decision(content_filter, pixels, request) is Decision.ALLOW:
             return pixels
-    except ContentRefused:  # the finished image may still be allowed
-        pass
+    except ContentRefused:
+        pass  # blur it and continue, because the filter may still allow the finished image
     return blurred(pixels)
 
 
-def _decide(check: Callable[[], Decision | str], subject: str) -> Decision:
+def _decide(subject: str, check: Callable[[], Decision | str]) -> Decision:
+    """Call a method of the filter, and return ALLOW or BLUR. Raises ContentRefused if it refuses or fails."""
     try:
-        decision = Decision(check())
+        decision = Decision(check())  # the operator's code may return a string
     except Exception as error:
-        raise ContentRefused(f"the content filter failed on the {subject}, so the image is refused") from error
+        raise ContentRefused(
+            f"this service's content filter failed on the {subject}; report this to the operator of the service"
+        ) from error
     if decision is Decision.REFUSE:
-        raise ContentRefused(f"this service's content filter refuses the {subject}")
+        raise ContentRefused(f"this service's content filter refuses the {subject}; change the prompt")
     return decision

@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """The state of the machine. `backend` and `fallback` are those of the settings."""
+    """The state of the machine. `backend` and `fallback` are the names of the backends that the settings select."""
 
     version: str
     python: str
@@ -61,7 +61,7 @@ class DoctorReport:
 def examine(settings: Settings) -> DoctorReport:
     """Examine the machine, all backends, and the checkpoints and directories of the settings."""
     fallback = settings.fallback_settings.backend if settings.fallback_settings else None
-    backends = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))
+    backends = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))  # settings may name others
     return DoctorReport(
         version=own_version(),
         python=platform.python_version(),
@@ -70,36 +70,42 @@ def examine(settings: Settings) -> DoctorReport:
         cores=cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=gpus(),
-        backends=[_finding(name, _backend) for name in backends],
-        checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
-        directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
+        backends=[_make_finding(name, _describe_backend) for name in backends],
+        checkpoints=[_make_finding(name, partial(_describe_checkpoint, settings)) for name in settings.checkpoints],
+        directories=[_check_directory("cache", settings.cache_dir), _check_directory("data", settings.data_dir)],
         backend=settings.backend,
         fallback=fallback,
     )
 
 
-def _finding(name: str, examine_one: Callable[[str], str]) -> Finding:
+def _make_finding(name: str, describe: Callable[[str], str]) -> Finding:
+    """Return a finding with the description of a backend or checkpoint, or with the error that prevents its use."""
     try:
-        return Finding(name, is_usable=True, detail=examine_one(name))
+        return Finding(name, is_usable=True, detail=describe(name))
     except (BackendUnavailable, CheckpointError, InvalidSetting) as error:
         return Finding(name, is_usable=False, detail=str(error))
 
 
-def _backend(name: str) -> str:
+def _describe_backend(name: str) -> str:
+    """Return "available". Raises InvalidSetting, BackendUnavailable if the backend cannot run here."""
     check_available(name)
     return "available"
 
 
-def _checkpoint(settings: Settings, name: str) -> str:
+def _describe_checkpoint(settings: Settings, name: str) -> str:
+    """Return the directory and the revision of a checkpoint. Raises CheckpointError if it cannot be opened."""
     if name == AUTO:
-        return _auto(settings)
+        return _describe_auto(settings)
     checkpoint = open_named(name, settings)
     directory = checkpoint.graphs.directory if checkpoint.graphs else checkpoint.directory
     return f"{directory}, revision {checkpoint.revision[:12]}"
 
 
-def _auto(settings: Settings) -> str:
-    """Return what `auto` would choose, and why it passes over better models. Raises CheckpointError if none is left."""
+def _describe_auto(settings: Settings) -> str:
+    """Return the checkpoint that `auto` would choose, and why it passes over better ones.
+
+    Raises CheckpointError, with all reasons, if `auto` would choose none. Internal: `_make_finding` catches it.
+    """
     passed_over: list[str] = []
     for candidate in candidates(settings, available_memory(settings)):
         if candidate.obstacle is None:
@@ -109,15 +115,15 @@ def _auto(settings: Settings) -> str:
     raise CheckpointError("; ".join(passed_over))
 
 
-def _directory(name: str, path: Path) -> Finding:
-    """Return whether a directory can be written to, or created if missing."""
+def _check_directory(name: str, path: Path) -> Finding:
+    """Check that a directory can be written to, or created if missing."""
     note = "" if existing_part(path) == path else " (will be created)"
     why = why_not_writable(path)
     return Finding(name, why is None, why or f"{path}{note}")
 
 
 def gpus() -> list[str]:
-    """Return the name, memory and driver of each NVIDIA GPU. Empty if nvidia-smi is missing or fails."""
+    """Return "NAME, MEMORY, DRIVER VERSION" of each NVIDIA GPU, or nothing if nvidia-smi is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []
@@ -129,7 +135,7 @@ def gpus() -> list[str]:
 
 
 def processor() -> str:
-    """Return the processor's name as the operating system reports it."""
+    """Return the processor's name, or its architecture if the operating system does not report a name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""All errors meant for users. Errors of libraries are translated into these once, where they occur.
+"""All errors meant for users. Code that calls a library turns the library's errors into these.
 
 Sd35Error
 ├── InvalidRequest        a field of a request is invalid              (HTTP 422, exit 2)
@@ -16,7 +16,7 @@ Sd35Error
 ├── GenerationFailed      this image could not be generated            (HTTP 500, exit 1)
 │   └── NumericalFailure  its values became invalid                    (HTTP 500, exit 1)
 ├── ContentRefused        the operator's content filter refused it     (HTTP 422, exit 1)
-├── JobEnded              an awaited job ended without an image        (HTTP status of its error, exit 1)
+├── JobEnded              the job of an idempotency key has no image   (HTTP status of the job, exit 1)
 ├── IdempotencyConflict   a key was used before with another body      (HTTP 409, exit 1)
 ├── StoreUnavailable      the database or image store does not answer  (HTTP 503, exit 1)
 ├── NotReplayable         a file does not record how it was generated  (exit 2)
@@ -52,18 +52,21 @@ class Sd35Error(Exception):
     _given: tuple[tuple[object, ...], dict[str, object]]
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
-        """Keep the arguments, see `__reduce__`."""
+        """Keep the arguments for `__reduce__`."""
         error = super().__new__(cls, *args)
         error._given = args, kwargs
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the class's name and the arguments it was raised with, so that it crosses processes as itself."""
-        return _raised, (type(self).__name__, *self._given)
+        """Pickle the name of the class and the arguments of its constructor.
+
+        By default, pickle would call the constructor with the message alone, which fails for most subclasses.
+        """
+        return _restore_error, (type(self).__name__, *self._given)
 
 
 class _FieldError(Sd35Error):
-    """Base of errors about one field or header of a request."""
+    """Base of errors about one field or header of a request: "FIELD: got VALUE; allowed: VALUES"."""
 
     def __init__(self, field: str, got: object, allowed: str) -> None:
         super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
@@ -71,12 +74,12 @@ class _FieldError(Sd35Error):
 
 
 class _RetryError(Sd35Error):
-    """Base of errors after which the same request may succeed later."""
+    """Base of errors that may disappear: the same request can succeed after `retry_after_s` seconds."""
 
     status = 429
 
     def __init__(self, reason: str, retry_after_s: float) -> None:
-        self.retry_after_s = max(1.0, retry_after_s)
+        self.retry_after_s = max(1.0, retry_after_s)  # with less, clients would retry at once
         super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
 
 
@@ -91,7 +94,7 @@ class InvalidRequest(_FieldError):  # noqa: N818  the names read as sentences: "
 
 
 class UnknownModel(Sd35Error):  # noqa: N818
-    """No checkpoint of that name is served.
+    """The request names a model that is not served.
 
     Remedy: Use a name that the error lists, or that `/v1/models` lists.
     """
@@ -143,13 +146,13 @@ class HostNotAllowed(UntrustedRequest):
 
 
 class OriginNotAllowed(UntrustedRequest):
-    """A web page of another origin sent a request without an API key, or with one that the browser adds by itself.
+    """A web page of another origin sent a request without an API key, or with a key that the browser adds by itself.
 
     Remedy: Add the page's origin to the setting `cors_origins`.
     """
 
     def __init__(self, header: str, value: object) -> None:
-        allowed = "the server's own origin, that of public_url, and the origins in the setting cors_origins"
+        allowed = "the server's own origin, the origin of public_url, and the origins in the setting cors_origins"
         super().__init__(header, value, allowed)
 
 
@@ -186,8 +189,8 @@ class LinkRefused(Sd35Error):  # noqa: N818
 class Overloaded(_RetryError):  # noqa: N818
     """The service is at its limit and accepts no more images or jobs for now.
 
-    Remedy: Send the request again after the seconds in `Retry-After`. As the operator, see `max_in_flight`,
-    `max_wait_s` and `max_jobs`.
+    Remedy: Send the request again after the seconds in `Retry-After`. The operator can raise the settings
+    `max_in_flight`, `max_wait_s` and `max_jobs`.
     """
 
 
@@ -220,12 +223,13 @@ class GenerationFailed(Sd35Error):  # noqa: N818
 
 
 class NumericalFailure(GenerationFailed):
-    """An image's values became invalid: not finite, or a frame of one colour.
+    """The numbers of an image became invalid: some are not finite, or all pixels have one colour.
 
-    Remedy: Try another seed or other values, or a wider precision. The operator can set `fallback`.
+    Remedy: Try another seed or other values. The operator can set a wider `precision`, or a `fallback`.
 
     Attributes:
-        happened: Where it happened, and in which precision.
+        kind: "not_finite" or "uniform", which means one colour.
+        happened: What happened, in which precision and in which step. The message begins with it.
     """
 
     def __init__(self, kind: NumericalFailureKind, happened: str, remedy: str) -> None:
@@ -234,16 +238,16 @@ class NumericalFailure(GenerationFailed):
 
 
 class ContentRefused(Sd35Error):  # noqa: N818
-    """The operator's content filter refuses the prompt or the image, or it failed.
+    """The operator's content filter refuses the prompt or the image, or the filter failed.
 
-    Remedy: Change the prompt. If the filter failed, the server's log has the reason.
+    Remedy: Change the prompt. If the message says that the filter failed, the operator must repair the filter.
     """
 
     status = 422
 
 
 class JobEnded(Sd35Error):  # noqa: N818
-    """The job of an idempotency key ended without an image. The status is that of its end.
+    """A request repeats an idempotency key, but the job of that key failed, was cancelled, or its image was removed.
 
     Remedy: Send the request with a new idempotency key.
     """
@@ -270,7 +274,7 @@ class IdempotencyConflict(Sd35Error):  # noqa: N818
 class StoreUnavailable(Sd35Error):  # noqa: N818
     """The database or the image store does not answer or is full, or the API keys were lost.
 
-    Remedy: Send the request again later. As the operator, repair the store that the error names.
+    Remedy: Send the request again later. The operator must repair the store that the error names.
     """
 
     status = 503
@@ -286,9 +290,9 @@ class NotReplayable(Sd35Error):  # noqa: N818
 
 
 class InvalidSetting(Sd35Error):  # noqa: N818
-    """A setting is invalid, from a flag, an environment variable or the file.
+    """A flag, an environment variable or a key of the settings file has an invalid value.
 
-    Remedy: Correct the value. The error names its source and the allowed values.
+    Remedy: Correct the value. The error names the flag, variable or key, and the allowed values.
     """
 
     exit_code = 2
@@ -307,9 +311,9 @@ class NotCompiled(CheckpointError):  # noqa: N818
     Remedy: Build them with the command that the error shows.
 
     Args:
-        what: The subject of the message, with its verb: "the graphs are".
-        arguments: Arguments of `sd35` that build them.
-        cache_dir: The cache directory in which to build them. None leaves it out of the message.
+        what: The beginning of the message, such as "the graphs are".
+        arguments: Arguments of `sd35` that build the graphs or engines.
+        cache_dir: The cache directory to build in. With None, the message does not name one.
     """
 
     def __init__(self, what: str, arguments: Sequence[str], cache_dir: Path | None = None) -> None:
@@ -321,7 +325,7 @@ class NotCompiled(CheckpointError):  # noqa: N818
 class BuildFailed(Sd35Error):  # noqa: N818
     """A graph or an engine cannot be built, or fails its quality check.
 
-    Remedy: Read the reason in the error. `sd35 compile` builds it again.
+    Remedy: Correct the cause that the error names, then run `sd35 compile` again.
     """
 
 
@@ -333,7 +337,7 @@ class DownloadFailed(Sd35Error):  # noqa: N818
 
 
 class DoesNotFit(Sd35Error):  # noqa: N818
-    """No placement of the checkpoints fits in the available memory. The message ends with the tables of the plan.
+    """The checkpoints do not fit in the available memory. The message ends with the tables of the memory plan.
 
     Remedy: Choose a smaller checkpoint, a narrower precision or another offload. `sd35 plan` shows the alternatives.
     """
@@ -358,10 +362,12 @@ class MeasuringFailed(Sd35Error):  # noqa: N818
 
 
 def _shorten(value: object, limit: int = 80) -> str:
+    """Return the representation of a value, shortened to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _raised(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sd35Error:
+def _restore_error(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sd35Error:
+    """Unpickle an error: create it from the name of its class and the arguments of its constructor."""
     kind: type[Sd35Error] = globals()[name]
     return kind(*args, **kwargs)

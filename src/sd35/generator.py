@@ -29,14 +29,14 @@ from sd35.tensors import Array
 OnProgress: TypeAlias = Callable[[int, int], None]
 """Called with `(step, steps)`: the number of finished steps, and the total number of steps."""
 
-_SUFFIXES = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
+_FORMAT_BY_SUFFIX = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
 _PARAMS = TypeAdapter(GenerationParams)
 # These limits are for a server with many clients. Here, the caller only waits for its own images.
 _NO_ADMISSION_LIMITS: dict[str, object] = {"max_in_flight": 10**9, "max_wait_s": float("inf")}
 
 
 class ImageParams(TypedDict, total=False):
-    """The optional parameters of an image. Defaults come from the model's card.
+    """The optional parameters of an image. Defaults come from the model's card, the file `sd35.json` of its checkpoint.
 
     Attributes:
         negative_prompt: Text that describes what to avoid in the image, with at most 10,000 characters. It has no
@@ -65,10 +65,11 @@ class Image:
     """A generated image.
 
     Attributes:
-        png: A PNG file. Its text chunks contain the record, so `sd35 replay` can generate the image again.
+        png: A PNG file. Its text chunks contain `record`, so `sd35 replay` can generate the image again.
         pixels: RGB values from 0 to 255, of shape [height, width, 3].
-        record: The request, the software versions, the size before enlarging (`record.maker.drawn_width`), and the
-            names of prompts that were too long for the text encoders (`record.maker.cut_off`).
+        record: How the image was generated: its request (`record.request`), the software versions, the size before
+            enlarging (`record.maker.drawn_width`), and which of "prompt" and "negative_prompt" were truncated because
+            they are too long for the text encoders (`record.maker.cut_off`).
     """
 
     png: bytes
@@ -90,7 +91,7 @@ class Image:
 
     @property
     def seed(self) -> int:
-        """The seed. It is random if none was given."""
+        """The seed: the given one, or a random one."""
         return self.request.seed
 
     @property
@@ -112,20 +113,20 @@ class Image:
             metadata: Whether the file contains the record.
 
         Raises:
-            InvalidRequest: The suffix is not one of these, or `quality` is out of range or given for a PNG file.
+            InvalidRequest: The suffix is unknown, or `quality` is out of range or given for a PNG file.
             OSError: The file cannot be written.
         """
         suffix = Path(path).suffix.lower()
-        if suffix not in _SUFFIXES:
-            raise InvalidRequest("path", str(path), f"a file name that ends in {', '.join(_SUFFIXES)}")
-        Path(path).write_bytes(encode(self.png, _SUFFIXES[suffix], has_metadata=metadata, quality=quality))
+        if suffix not in _FORMAT_BY_SUFFIX:
+            raise InvalidRequest("path", str(path), f"a file name that ends in {', '.join(_FORMAT_BY_SUFFIX)}")
+        Path(path).write_bytes(encode(self.png, _FORMAT_BY_SUFFIX[suffix], has_metadata=metadata, quality=quality))
 
     def to_pil(self) -> PIL.Image.Image:
         """Return the image as a Pillow image in mode RGB, without the record."""
         return PIL.Image.fromarray(self.pixels)
 
     def _repr_png_(self) -> bytes:
-        """Show the image in a Jupyter notebook."""
+        """Return the PNG file. Jupyter calls this method to show the image in a notebook."""
         return self.png
 
 
@@ -147,9 +148,9 @@ class Generator:
 
         Args:
             checkpoint: A name that `sd35 models` lists, a directory, a file, or "auto"; or several of these. The first
-                one is the default of `generate`, and the parameter `model` selects another one by its name. A name
-                must be on disk: `sd35 pull` downloads it. Only "auto" may download a checkpoint here, if a token for
-                the Hugging Face hub is set.
+                checkpoint is the default of `generate`, and the parameter `model` selects another by its name. A named
+                checkpoint must be on disk: `sd35 pull` downloads it. Only "auto" may download a checkpoint here, if a
+                token for the Hugging Face hub is set.
             **settings: Settings by their names in docs/reference/settings.md, such as `backend="diffusers"`,
                 `precision="fp8"`, `device="cuda"` or `max_pixels=1024 * 1024`. Settings that are not given come from
                 the environment (`SD35_BACKEND`) and from the file that `SD35_CONFIG` names. Settings of the HTTP
@@ -161,15 +162,16 @@ class Generator:
             CheckpointError: A checkpoint is missing or unusable, or must be compiled first (NotCompiled).
             BackendUnavailable: The backend cannot run on this machine.
             DoesNotFit: There is not enough memory.
-            GenerationFailed: The image that each checkpoint generates as a test failed.
+            GenerationFailed: A checkpoint failed to generate its first image, which is a test.
         """
         known = Settings.model_fields.keys() - {"checkpoints"}  # set by the parameter `checkpoint`
         if unknown := sorted(settings.keys() - known):
-            raise InvalidSetting(f"unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
-        log_by_logging()
-        names = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
-        given = {**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in names]}
-        loaded = load_settings(given, argument_name=str)
+            names = ", ".join(map(repr, unknown))
+            raise InvalidSetting(f"unknown setting {names}; allowed: {', '.join(sorted(known))}")
+        log_by_logging()  # structlog would print to stdout, which belongs to the caller's program
+        checkpoints = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
+        given = {**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in checkpoints]}
+        loaded = load_settings(given, argument_name=str)  # errors name `max_pixels`, not the flag `--max-pixels`
         stack = ExitStack()
         self._pool = stack.enter_context(open_model_pool(loaded, open_checkpoints(loaded)))
         self._close = weakref.finalize(self, stack.close)  # also if the generator is deleted without `close`
@@ -181,7 +183,7 @@ class Generator:
         self.close()
 
     def close(self) -> None:
-        """Cancel unfinished images and free the model's memory. Calling it again does nothing."""
+        """Cancel unfinished images and free the memory of the models. Further calls do nothing."""
         self._close()
 
     def generate(self, prompt: str, *, on_progress: OnProgress | None = None, **params: Unpack[ImageParams]) -> Image:
@@ -211,9 +213,9 @@ class Generator:
         on_progress: OnProgress | None = None,
         **params: Unpack[ImageParams],
     ) -> list[Image]:
-        """Generate `count` images of each prompt. They are submitted together, so that they share batches.
+        """Generate `count` images of each prompt, together in shared batches.
 
-        If one image fails, or on Ctrl-C, the others are cancelled.
+        If an image fails, or on Ctrl-C, the other images are cancelled.
 
         Args:
             prompts: One prompt or several.
@@ -226,7 +228,7 @@ class Generator:
             The images in the order of the prompts, and of the seeds for each prompt.
 
         Raises:
-            InvalidRequest: A parameter has a value that is not allowed. In this case, no image is started.
+            InvalidRequest: A parameter has a value that is not allowed. No image is started.
             Exception: Any other error that `generate` raises.
         """
         if count < 1:
@@ -239,29 +241,31 @@ class Generator:
         try:
             for index, request in enumerate(requests):
                 handles.append(self._pool.submit(request, partial(report, index) if report else None))
-            return [self._result(handle) for handle in handles]
+            return [self._wait_for_image(handle) for handle in handles]
         except BaseException as error:
             for handle in handles:
                 self._pool.engine.cancel(handle)
             if not isinstance(error, KeyboardInterrupt):
-                self._check_open()  # if another thread has closed the generator, that is the reason of the error
+                self._check_open()  # if another thread has closed the generator, that caused the error
             raise
 
     def _check_open(self) -> None:
+        """Raise RuntimeError if the generator is closed."""
         if not self._close.alive:
-            raise RuntimeError("the generator is closed")
+            raise RuntimeError("the generator is closed; create a new one")
 
     def _resolve(self, params: GenerationParams, count: int) -> list[Request]:
-        first = self._pool.resolve(params)  # checks the seed, because `series` would wrap one that is out of range
+        """Return `count` requests with consecutive seeds. Raises InvalidRequest, UnknownModel."""
+        first = self._pool.resolve(params)  # checks the seed; `series` would turn one above the limit into a small one
         return [self._pool.resolve(each) for each in series(replace(params, seed=first.seed), count)]
 
-    def _result(self, handle: Handle) -> Image:
+    def _wait_for_image(self, handle: Handle) -> Image:
         encoded = self._pool.encode(handle.future.result())
         return Image(encoded.png, encoded.pixels, encoded.record)
 
 
 class _TotalProgress:
-    """Reports the steps of several images as one sum."""
+    """Calls a listener with the sums of the finished steps and of all steps of several images."""
 
     def __init__(self, requests: list[Request], listener: OnProgress) -> None:
         self._done = [0] * len(requests)
@@ -269,18 +273,22 @@ class _TotalProgress:
         self._listener = listener
 
     def __call__(self, index: int, progress: Progress) -> None:
+        """Report the progress of the request at `index`."""
         self._done[index] = progress.step
         try:
             self._listener(sum(self._done), self._steps)
         except Exception:
-            logging.getLogger(__name__).exception("on_progress raised an exception")
+            logging.getLogger(__name__).exception("on_progress raised an exception; the image continues")
 
 
 def _validated(prompt: str, params: ImageParams) -> GenerationParams:
-    """Check the types and convert NumPy's numbers. Raises InvalidRequest."""
+    """Return the parameters with checked types, and NumPy's numbers as Python's.
+
+    Raises InvalidRequest for the first parameter of a wrong type.
+    """
     try:
         return _PARAMS.validate_python(asdict(GenerationParams(prompt, **params)))
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Input should be ")
-        raise InvalidRequest(str(first["loc"][0]), first["input"], message) from error
+        allowed = first["msg"].removeprefix("Input should be ")  # Pydantic's messages name what is allowed
+        raise InvalidRequest(str(first["loc"][0]), first["input"], allowed) from error

@@ -13,60 +13,73 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def process_age_s() -> float:
-    """Return the seconds since this process started, to 0.01 s on Linux; elsewhere its CPU time."""
+    """Return the seconds since this process started, with a resolution of 0.01 s.
+
+    On systems other than Linux, return its CPU time instead.
+    """
     if not _IS_LINUX:
         return time.process_time()
-    began_ticks = int((_PROCESS / "stat").read_text().rpartition(")")[2].split()[19])  # proc(5): starttime
+    # `starttime` of proc(5). The fields are counted from the ")" after the command, which may contain spaces.
+    began_ticks = int((_PROCESS / "stat").read_text().rpartition(")")[2].split()[19])
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, or all cores if the system does not tell."""
+    """Return the number of cores that this process may use, or of all cores if the system does not restrict it."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class HostMemory:
-    """See `sd35.backends.base.Memory`. Exact on Linux. Elsewhere, a peak is the highest of the whole process so far."""
+    """The memory of this process. Implements `sd35.backends.base.Memory`.
+
+    On systems other than Linux, the sizes are estimates: `watch` cannot reset the peak there, so a peak that is lower
+    than an earlier one is missed.
+    """
 
     is_host = True
 
     def __init__(self) -> None:
-        self._held_bytes = 0
+        self._watched_from_bytes = 0
 
     def free_bytes(self) -> int:
-        """Return the available memory of the system, or the rest of a container's limit if less (cgroup v2)."""
+        """Return the available memory of the system or of the container (cgroup v2), whichever is less.
+
+        On systems other than Linux, return the size of all memory.
+        """
         if not _IS_LINUX:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        free = [1024 * _numbers(Path("/proc/meminfo"))["MemAvailable:"]]
-        with suppress(OSError, ValueError):  # there is no cgroup, or it has no limit ("max")
-            cached = _numbers(_CGROUP / "memory.stat")
+        free = [1024 * _read_numbers(Path("/proc/meminfo"))["MemAvailable:"]]
+        with suppress(OSError, ValueError):  # there is no cgroup, or its limit is the word "max"
+            cached = _read_numbers(_CGROUP / "memory.stat")
+            # The kernel frees cached files when memory is needed.
             used = int((_CGROUP / "memory.current").read_text()) - cached["active_file"] - cached["inactive_file"]
             free.append(int((_CGROUP / "memory.max").read_text()) - used)
         return max(0, min(free))
 
     def held_bytes(self) -> int:
-        """Return the memory that this process holds now, or 0 if the system does not tell."""
-        return 1024 * _numbers(_PROCESS / "status").get("VmRSS:", 0) if _IS_LINUX else 0
+        """Return the resident memory of this process, or 0 on systems other than Linux."""
+        return 1024 * _read_numbers(_PROCESS / "status").get("VmRSS:", 0) if _IS_LINUX else 0
 
     def watch(self) -> None:
-        """Reset the process's peak to its current memory, if the system supports it (proc(5), `clear_refs`)."""
+        """Start measuring the peak: reset it to the current memory, if the system supports it."""
         with suppress(OSError):
-            (_PROCESS / "clear_refs").write_text("5")
-        self._held_bytes = _peak_bytes()
+            (_PROCESS / "clear_refs").write_text("5")  # proc(5): resets VmHWM
+        self._watched_from_bytes = _peak_bytes()
 
     def peak_bytes(self) -> int:
-        """Return the rise of the peak since `watch`."""
-        return _peak_bytes() - self._held_bytes
+        """Return how far the peak has risen since `watch`."""
+        return _peak_bytes() - self._watched_from_bytes
 
 
 def _peak_bytes() -> int:
+    """Return the highest resident memory of this process since it started or since the last reset."""
     if _IS_LINUX:
-        return 1024 * _numbers(_PROCESS / "status").get("VmHWM:", 0)
+        return 1024 * _read_numbers(_PROCESS / "status").get("VmHWM:", 0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def _numbers(file: Path) -> dict[str, int]:
-    """Return the numbers of a file's lines by name. Other lines, and units after a number, are ignored."""
-    words = [line.split() for line in file.read_text().splitlines()]
-    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdecimal()}
+def _read_numbers(file: Path) -> dict[str, int]:
+    """Read the numbers of lines such as "VmRSS: 1024 kB", by the first word. Other lines, and units, are ignored."""
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

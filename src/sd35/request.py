@@ -1,7 +1,7 @@
 """A complete request for an image, and its digest.
 
-An image is a pure function of its request. `Request.digest`, the SHA-256 of the request's canonical JSON (RFC 8785),
-identifies both. The result cache, the names of image files, and replay use this digest.
+A request determines the pixels of its image. `Request.digest`, the SHA-256 of the request's canonical JSON (RFC 8785),
+identifies the request and its image. The result cache, the names of image files, and replay use this digest.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import rfc8785
 
 from sd35.errors import InvalidRequest
 
-SIZE_MULTIPLE_PX = 16  # 8x autoencoder times patch 2
+SIZE_MULTIPLE_PX = 16  # a latent position is 8 pixels wide, and a patch of the transformer 2 latent positions
 STEPS = (1, 150)
 GUIDANCE_SCALE = (0.0, 30.0)
 SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for skip-layer guidance
@@ -29,9 +29,9 @@ class Request:
     Attributes:
         model: The name of the served model.
         revision: The digest of the checkpoint's files.
-        profile: The numeric profile, such as "onnx/float32". Together with `model` and `revision`, it ensures that the
-            same request always means the same image.
-        skip_layer_scale: The scale of skip-layer guidance; 0 disables it. The model's card sets the layers and steps.
+        profile: The backend, the precision, and other choices that change pixels slightly, such as "onnx/float32".
+        skip_layer_scale: The scale of skip-layer guidance; 0 turns it off. The layers and steps are in the model's
+            card, the file `sd35.json`.
 
     Raises:
         InvalidRequest: A value is outside the range that applies to all models.
@@ -79,6 +79,7 @@ class Request:
 
 
 def _check_prompt(field: str, text: str, min_length: int) -> None:
+    """Raise InvalidRequest if a prompt is too short, too long, or cannot be encoded as UTF-8."""
     if not min_length <= len(text) <= PROMPT_CHARACTERS:
         raise InvalidRequest(field, f"{len(text)} characters", f"{min_length} to {PROMPT_CHARACTERS} characters")
     try:

@@ -18,14 +18,14 @@ class ThreadPool:
         self._pool = ThreadPoolExecutor(max_threads, name)
 
     async def run(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Run `work` in the caller's context and return its result. If cancelled, does not wait for `work`."""
+        """Run `work` in the caller's context and return its result. After a cancellation, `work` runs to its end."""
         in_context = partial(copy_context().run, work, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._pool, in_context)
 
 
-# For keys and jobs. Not the event loop's default threads, because Gradio serves file ranges on those, so that clients
-# without an API key can keep them busy.
+# For the stores of keys and jobs. They do not use the event loop's default threads: Gradio serves ranges of files on
+# those, and clients without an API key could keep all of them busy.
 STORES = ThreadPool("stores", 8)
-# For bodies that take long to parse: forms, and images with metadata. The GIL runs one at a time anyway. The second
-# thread lets a short body overtake a long one.
+# For bodies that take long to parse: forms, and images with metadata. Because of the GIL, more threads are not faster.
+# The second thread lets a short body overtake a long one.
 PARSING = ThreadPool("parsing", 2)

@@ -176,7 +176,7 @@ def test_the_doctor_lists_a_registered_backend(monkeypatch: pytest.MonkeyPatch) 
         ({"tiled_decode": "on"}, "tiled_decode: got 'on'; the toy backend allows: off"),
         ({"torch_compile": True}, "torch_compile: got 'on'; the toy backend allows: off"),
         ({"device": "cuda"}, "device: got 'cuda'; the toy backend allows: auto, cpu"),
-        ({"vram": "8GiB"}, "vram: got 8589934592, but toy computes on the CPU here; allowed: ram"),
+        ({"vram": "8GiB"}, "vram: got 8589934592, but toy computes on the CPU here; set ram instead of vram"),
     ],
     ids=str,
 )
@@ -193,5 +193,5 @@ def test_skip_layer_guidance_is_refused_if_the_backend_cannot_skip_layers() -> N
     card = replace(checkpoint.card, skip_layers=SkipLayers((1,), 2.8, 0.01, 0.2))
     with open_model_pool(load_settings({"backend": "toy"}), [replace(checkpoint, card=card)]) as pool:
         assert pool.resolve(GenerationParams("a cat")).skip_layer_scale == 0
-        with pytest.raises(InvalidRequest, match="the toy backend cannot skip layers"):
+        with pytest.raises(InvalidRequest, match="the toy backend does not support skip-layer guidance"):
             pool.resolve(GenerationParams("a cat", skip_layer_scale=2))

@@ -100,8 +100,8 @@ def test_a_plan_exits_with_1_if_the_model_does_not_fit(
     ("arguments", "message"),
     [
         (("--vram", "lots"), "vram: got 'lots'"),
-        (("--vram", "8GiB", "--backend", "onnx"), "allowed: ram"),
-        (("--vram", "8GiB", "--device", "cpu"), "allowed: ram"),
+        (("--vram", "8GiB", "--backend", "onnx"), "set ram instead of vram"),
+        (("--vram", "8GiB", "--device", "cpu"), "set ram instead of vram"),
         (("--width", "100"), "--width: got 100; allowed: positive multiples of 16"),
     ],
 )
@@ -184,7 +184,7 @@ def test_replay_of_an_image_of_another_model_names_the_model_and_the_flag(images
         (
             ["generate", "a cat", "--skip-layer-scale", "2"],
             2,
-            "skip_layer_scale: got 2.0; allowed: 0, because the card",
+            "skip_layer_scale: got 2.0; allowed: 0, because the model sd35-mini does not support",
         ),
         (["serve", "--port", "99999"], 2, "--port: got '99999'"),
     ],

@@ -80,14 +80,14 @@ def test_engines_are_built_from_nvidias_graphs(monkeypatch, capsys, home: Path, 
     assert compile_(monkeypatch, *arguments, "--precision", "fp32") == 2
     assert "precision: got fp32" in capsys.readouterr().err
     assert compile_(monkeypatch, *arguments, "--precision", "fp8", "--steps", "4") == 2
-    assert "are already calibrated; leave them out" in capsys.readouterr().err
+    assert "are already calibrated; leave out these options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpu", "sm89"], "options of engines; allowed: only with --target tensorrt"),
-        (["--steps", "3"], "allowed: only with --precision fp8"),
+        (["--gpu", "sm89"], "--gpu, --shapes, --rows: allowed only with --target tensorrt"),
+        (["--steps", "3"], "--size, --steps, --prompts: allowed only with --precision fp8"),
         (["--precision", "fp8", "--size", "100x100"], "--size: got '100x100'; allowed: WIDTHxHEIGHT"),
         pytest.param(["--target", "tensorrt", "--gpu", "sm90"], "gpu: got sm90", marks=needs_rtx),
         pytest.param(

@@ -62,7 +62,7 @@ def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool)
         )
     assert pool.resolve(GenerationParams("a cat", skip_layer_scale=0)).skip_layer_scale == 0
     with pytest.raises(
-        InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the checkpoint mini names no"
+        InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the model mini does not support"
     ):
         pool.resolve(GenerationParams("a cat", skip_layer_scale=2.8))
     with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 10\.5; allowed: 0\.0 to 10\.0"):
@@ -82,7 +82,7 @@ def test_skip_layer_guidance_is_refused_if_the_backend_cannot_skip_layers(pool: 
             lambda: unable.resolve(replace(params, skip_layer_scale=1)),
             lambda: replay(stored_image, unable),
         ):
-            with pytest.raises(InvalidRequest, match=r"skip_layer_scale: .* the double backend cannot skip layers"):
+            with pytest.raises(InvalidRequest, match=r"skip_layer_scale: .* the double backend does not support"):
                 attempt()
 
 

@@ -94,7 +94,8 @@ def test_an_invalid_server_address_is_refused(
     monkeypatch.setattr(sys, "argv", ["sd35", "ui", "--server", server])
     with pytest.raises(SystemExit) as end:
         main()
-    said = f"sd35: --server: got {server!r}; allowed: an address such as http://127.0.0.1:8000\n"
+    allowed = "an http or https address without a password or query, such as http://127.0.0.1:8000"
+    said = f"sd35: --server: got {server!r}; allowed: {allowed}\n"
     assert (end.value.code, *capsys.readouterr()) == (2, "", said)
 
 

@@ -29,13 +29,13 @@ def show(result: Result | Matrix, console: Console) -> None:
 
 
 def _show_run(result: Result, console: Console) -> None:
-    """Print the figures of each load and class, then the facts about the run."""
+    """Print the figures of each load and of its classes of requests, then the facts about the run."""
     console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
     console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
     for load in result.loads:
         console.print()
         console.print(describe_load(load, result.plan), style="bold", markup=False)
-        console.print(_latencies(load))
+        console.print(_latency_table(load))
         for message, count in load.errors.items():
             console.print(f"  {counted(count, 'time')}: {message}", style="yellow", markup=False)
     console.print()
@@ -43,7 +43,8 @@ def _show_run(result: Result, console: Console) -> None:
         console.print(f"{name:<12}{text}", markup=False)
 
 
-def _latencies(load: LoadResult) -> Table:
+def _latency_table(load: LoadResult) -> Table:
+    """Return a table of a load: latencies in seconds and counts of each class of requests, then of all requests."""
     table = Table("  class", box=None)
     for name in CLASS_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True, min_width=11 if name.startswith("p") else None)
@@ -53,7 +54,7 @@ def _latencies(load: LoadResult) -> Table:
 
 
 def _show_matrix(matrix: Matrix, console: Console) -> None:
-    """Print a row for each combination, with its ratios to the first one that ran."""
+    """Print a row for each combination of backend, precision and batch, with its ratios to the first that ran."""
     console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
     console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
     ran = [(cell, cell_figures(matrix, cell)) for cell in matrix.cells if not cell.skip_reason]
@@ -63,7 +64,7 @@ def _show_matrix(matrix: Matrix, console: Console) -> None:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for cell, figures in ran:
-        values = {**figures, "p95, s": figures["p95, s"].partition(" ")[0]}
+        values = {**figures, "p95, s": figures["p95, s"].partition(" ")[0]}  # without the interval, to save space
         table.add_row(f"{cell.backend}/{cell.precision}", str(cell.batch_rows), *(values[column] for column in columns))
     console.print(table)
     for reason, names in skipped_cells(matrix):
@@ -71,7 +72,7 @@ def _show_matrix(matrix: Matrix, console: Console) -> None:
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Print a row for each figure, then the warnings."""
+    """Print a row for each figure of two runs, A and B, then the warnings."""
     table = Table("load", "figure", box=None)
     for name in ("A", "B", "B / A", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -88,7 +89,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def as_dict(comparison: Comparison) -> dict[str, object]:
-    """Return a comparison as data for JSON."""
+    """Return a comparison as an object for JSON: `rows`, a list of objects, and `warnings`, a list of strings."""
     names = ("load", "figure", "before", "after", "ratio", "differs", "verdict")
     rows = [
         {name: getattr(row, name) for name in names}

@@ -1,4 +1,4 @@
-"""How a command that fails ends: with an exit code, and at most one line on stderr.
+"""End a command that fails with an exit code, and an error message on stderr.
 
 This module is imported before the rest of the command line, so it imports nothing of this project at the top.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -34,9 +34,9 @@ def exit_when_interrupted() -> Iterator[None]:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Turn errors of this project and of the operating system into one line and an exit code.
+    """Turn errors of this project and of the operating system into a message and an exit code.
 
-    Other exceptions pass. Flushes stdout at the end, so that output that cannot be written is such an error too.
+    Other exceptions pass unchanged. Flushes stdout at the end, because output that cannot be written is also an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -52,28 +52,32 @@ def errors_as_lines() -> Iterator[None]:
     except Sd35Error as error:
         from sd35.telemetry.logs import printable
 
-        _end(printable(str(error), keep="\n"), error.exit_code)  # it may quote text of a server or a file
+        # The message may quote text of a server or a file, which may contain control characters.
+        _print_error_and_exit(printable(str(error), keep="\n"), error.exit_code)
     except BrokenPipeError:
-        _end(None, 1)  # the reader has closed the pipe, as `head` does
+        _print_error_and_exit(None, 1)  # the reader has closed the pipe, as `head` does
     except OSError as error:
         if error.errno not in _SYSTEM_ERRNOS:
             raise
         reason = error.strerror or str(error)
-        _end(f"{error.filename}: {reason}" if error.filename else reason, 1)
+        _print_error_and_exit(f"{error.filename}: {reason}" if error.filename else reason, 1)
 
 
-def _end(line: str | None, code: int) -> None:
-    """Print a line to stderr if possible, and exit."""
-    if line and sys.stderr:
+def _print_error_and_exit(message: str | None, exit_code: int) -> NoReturn:
+    """Print a message to stderr if possible, and exit."""
+    if message and sys.stderr:
         with suppress(OSError):
-            print(f"sd35: {line}", file=sys.stderr, flush=True)
+            print(f"sd35: {message}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         _discard_if_unwritable(stream)
-    sys.exit(code)
+    sys.exit(exit_code)
 
 
 def _discard_if_unwritable(stream: TextIO | None) -> None:
-    """Redirect a stream that cannot be flushed to the null device. Otherwise Python would change the exit code."""
+    """Redirect a stream that cannot be flushed to the null device.
+
+    Otherwise Python would fail to flush it when the process exits, and change the exit code.
+    """
     if stream is None:
         return
     try:
@@ -87,7 +91,7 @@ def _discard_if_unwritable(stream: TextIO | None) -> None:
 
 def _is_interrupt(error: BaseException) -> bool:
     """Return whether an exception, or one in its chain of causes, is a KeyboardInterrupt."""
-    visited: set[int] = set()
+    visited: set[int] = set()  # a chain of causes may be a circle
     cause: BaseException | None = error
     while cause is not None and id(cause) not in visited:
         if isinstance(cause, KeyboardInterrupt):

@@ -29,7 +29,7 @@ _EXAMPLES = "[bold]Examples[/bold]"
 
 
 class _Commands(TyperGroup):
-    """The commands by name. Importing all of them takes seconds, so each is imported only when it is chosen."""
+    """The commands by name. Importing all of them takes seconds, so a command is only imported when it is chosen."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  Typer passes its own options
         super().__init__(**options)
@@ -38,14 +38,14 @@ class _Commands(TyperGroup):
         }
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  Typer's types are not public
-        """Write the list of commands, each with the first line of its own help and one example."""
+        """Write the list of commands. Each has the first line of its help and one example, read from its source."""
         for name, command in self.commands.items():
             command.help = _summary(name)
         _hide_types_of_flags(self)
         super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        """Import the command that the first argument names."""
+        """Return the name of the command that the first argument names, the imported command, and its arguments."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(str(name)), rest
 
@@ -64,7 +64,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. An error becomes one line and an exit code: see `sd35.cli.exit_codes`."""
+    """Run the command line. An error becomes a message and an exit code: see `sd35.cli.exit_codes`."""
     # Without this, Transformers warns about missing image processors, which sd35 does not use.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with exit_when_interrupted(), errors_as_lines():
@@ -74,11 +74,11 @@ def main() -> None:
 def load_command(name: str) -> TyperCommand | TyperGroup:
     """Import a command, or a group of commands such as `keys`."""
     group = typer.main.get_group(import_module(f"sd35.cli.commands.{name}").app)
-    for each in (group, *group.commands.values()):
-        each.epilog = EPILOG
-        each.help = _unwrapped(each.help or "")
-        _hide_types_of_flags(each)
-    command = group.commands.get(name, group)
+    for member in (group, *group.commands.values()):
+        member.epilog = EPILOG
+        member.help = _join_lines(member.help or "")
+        _hide_types_of_flags(member)
+    command = group.commands.get(name, group)  # a module with a single command is a group with this command
     assert isinstance(command, TyperCommand | TyperGroup)
     return command
 
@@ -91,7 +91,7 @@ def _hide_types_of_flags(command: Any) -> None:  # noqa: ANN401  Typer's types a
 
 
 def _summary(name: str) -> str:
-    """Return the first line of a command's help, and below it the first example."""
+    """Return two lines for the list of commands: the first line of a command's help, and its first example."""
     first_line, _, rest = _docstring(name).partition("\n")
     example = rest.partition(_EXAMPLES)[2].strip().partition("\n")[0]
     return f"{first_line}\n  [dim]$ {example.strip()}[/dim]"
@@ -101,27 +101,30 @@ def _docstring(name: str) -> str:
     """Return a command's help from the source of its module, without importing it."""
     source = Path(__file__).with_name("commands") / f"{name}.py"
     functions = (node for node in ast.parse(source.read_bytes()).body if isinstance(node, ast.FunctionDef))
-    command = next(function for function in functions if function.name.rstrip("_") == name)  # `compile_`
+    command = next(function for function in functions if function.name.rstrip("_") == name)  # such as `compile_`
     return ast.get_docstring(command) or ""
 
 
-def _unwrapped(text: str) -> str:
-    """Join the lines of each paragraph, since the terminal wraps them to its own width. Indented lines stay."""
+def _join_lines(text: str) -> str:
+    """Join the lines of each paragraph, because Rich wraps them to the width of the terminal. Indented lines stay."""
     paragraphs = text.split("\n\n")
-    return "\n\n".join(each if each.startswith(" ") else each.replace("\n", " ") for each in paragraphs)
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else paragraph.replace("\n", " ") for paragraph in paragraphs
+    )
 
 
 def _print_version(is_requested: bool) -> None:
+    """Print the version and exit, if requested."""
     if is_requested:
         print(version("sd35-fp8-mirror"))
         raise typer.Exit
 
 
 @app.callback()
-def _options(
+def _define_options(
     *,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, help="Print the version and exit.", callback=_print_version)
     ] = False,
 ) -> None:
-    pass
+    """Define the options of `sd35` itself. Typer reads them from the signature."""

@@ -36,16 +36,25 @@ _CONFIG = inspect.Parameter(
 
 
 class SettingFlags(NamedTuple):
-    """The flags of a command that were given: values by name of the setting, and the file of `--config`."""
+    """The settings that the user gave as flags.
+
+    Attributes:
+        given: Values by name of the setting. Settings without a flag on the command line are missing.
+        config: The file of `--config`, if any.
+    """
 
     given: Mapping[str, Any]
     config: Path | None
 
-    def load(self, fallback: Mapping[str, str] | None = None) -> Settings:
-        """Return the settings. `fallback` has values of flags that were not given. Raises InvalidSetting."""
-        settings = load_settings({**(fallback or {}), **self.given}, self.config)
+    def load(self, defaults: Mapping[str, str] | None = None) -> Settings:
+        """Return the settings from flags, `defaults`, environment variables and the file, in order of precedence.
+
+        Raises InvalidSetting if a value is invalid.
+        """
+        settings = load_settings({**(defaults or {}), **self.given}, self.config)
         if settings.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read on import by Diffusers, Transformers and huggingface_hub
+            # Diffusers, Transformers and huggingface_hub read this variable when they are imported, which is later.
+            os.environ["HF_HUB_OFFLINE"] = "1"
         return settings
 
 
@@ -59,16 +68,17 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = dict(inspect.signature(command).parameters)
-        loads = parameters.pop("settings", None) is not None
+        takes_settings = parameters.pop("settings", None) is not None
         parameters.pop("flags", None)
 
         @functools.wraps(command)
-        def run(config: Path | None, **arguments: Any) -> None:  # noqa: ANN401  of the command's own types
+        def run(config: Path | None, **arguments: Any) -> None:  # noqa: ANN401  the types of the command's parameters
+            """Run the command with its own arguments, and the settings from the others."""
             if "checkpoints" in names:
                 _log_to_stderr()
             given = {name: arguments.pop(name) for name in names}
             values = SettingFlags({name: value for name, value in given.items() if value is not None}, config)
-            if loads:
+            if takes_settings:
                 command(settings=values.load(), **arguments)
             else:
                 command(flags=values, **arguments)
@@ -81,7 +91,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 def _log_to_stderr() -> None:
-    """Send logs to stderr, such as which model `auto` chooses. By default, structlog prints to stdout."""
+    """Send logs to stderr, such as the model that `auto` chooses. By default, structlog prints to stdout."""
     from sd35.telemetry.logs import configure_logs
 
     configure_logs("console", library_level=logging.WARNING)
@@ -91,12 +101,15 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return the width and height, in pixels, from text such as `1024x768`. Raises InvalidSetting for `--size`."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise InvalidSetting(f"--size: got {text!r}; allowed: WIDTHxHEIGHT in pixels, such as 1024x1024")
+        raise InvalidSetting(f"--size: got {text!r}; allowed: WIDTHxHEIGHT in pixels, such as 1024x768")
     return int(width), int(height)
 
 
 def _flag(name: str) -> inspect.Parameter:
-    """Return a setting as an option. It takes any text: `load_settings` validates it like values of other sources."""
+    """Return the parameter of a command for a setting's flag.
+
+    The flag takes any text, because `load_settings` validates the values of flags, variables and files in the same way.
+    """
     field, metadata = Settings.model_fields[name], metadata_of(name)
     kind: Any = bool if field.annotation is bool else list[str] if metadata.is_repeated else str
     text = f"{(field.description or '').replace('`', '')} [default: {default_of(name)}]".replace("[", r"\[")

@@ -1,4 +1,4 @@
-"""Registered checkpoints as arguments of commands."""
+"""The argument NAME of commands: a checkpoint that the registry lists."""
 
 from typing import Annotated, TypeAlias
 
@@ -13,7 +13,7 @@ Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="Name of a 
 
 
 def find_downloadable(name: str, settings: Settings) -> RegisteredCheckpoint:
-    """Return a registered checkpoint. Raises InvalidSetting for the embedded one and for unknown names."""
+    """Return a registered checkpoint. Raises InvalidSetting for the embedded checkpoint and for unknown names."""
     if name == EMBEDDED:
         allowed = ", ".join(load_registry(settings.registry))
         raise InvalidSetting(f"NAME: got {name!r}, which is part of the sd35 package; allowed: {allowed}")

@@ -56,10 +56,8 @@ class ModelInfo:
                 raise InvalidRequest(field, side_px, f"multiples of {SIZE_MULTIPLE_PX} from {low} to {high}")
         if scale := request.skip_layer_scale:
             if self.card.skip_layers is None:
-                raise InvalidRequest(
-                    "skip_layer_scale", scale, f"0, because the checkpoint {request.model} names no layers to skip"
-                )
+                allowed = f"0, because the model {request.model} does not support skip-layer guidance"
+                raise InvalidRequest("skip_layer_scale", scale, allowed)
             if not self.can_skip_layers:
-                raise InvalidRequest(
-                    "skip_layer_scale", scale, f"0, because the {self.backend} backend cannot skip layers"
-                )
+                allowed = f"0, because the {self.backend} backend does not support skip-layer guidance"
+                raise InvalidRequest("skip_layer_scale", scale, allowed)

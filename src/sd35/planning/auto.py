@@ -1,6 +1,7 @@
-"""The checkpoint `auto`: the best of SD3.5 Large and Medium that fits and that is on disk or can be downloaded.
+"""Choose a checkpoint for `auto`: the best of SD3.5 Large and Medium that fits in memory.
 
-If neither is on disk and there is no token for the download, it is the embedded model.
+It must be on disk, or there must be a token to download it. If neither model is available, `auto` chooses the embedded
+model, sd35-mini.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from sd35.settings import Settings
 
 AUTO = "auto"
 BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
-_STANDING_IN = (
+_WHY_STANDING_IN = (
     "neither weights of SD3.5 nor a token to download them were found. Set HF_TOKEN to a token of an account that"
     " accepted the licence, or put the weights in Hugging Face's cache (HF_HOME), and start again"
 )
@@ -45,10 +46,10 @@ class Candidate:
 
 
 def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candidate]:
-    """Yield the candidates, best first.
+    """Yield the candidates, best first. Does not use the network.
 
-    The embedded model is the last one, and only if no other is on disk or can be downloaded. Does not use the network.
-    Raises InvalidSetting if the token or a variable of the hub's library is malformed.
+    The embedded model comes last, and only if no other candidate is on disk or can be downloaded. Raises InvalidSetting
+    if the token or an environment variable of the library `huggingface_hub` is malformed.
     """
     is_any_available = False
     for name in BEST_FIRST:
@@ -61,10 +62,10 @@ def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candi
 
 
 def choose(settings: Settings, available: AvailableMemory) -> str:
-    """Return the name of the best candidate. Downloads it if needed, and logs the obstacles of better ones.
+    """Return the name of the best candidate that can be served, and download it if needed.
 
-    The log entry is a warning if the embedded model is chosen. Raises CheckpointError, with all obstacles, if no
-    candidate can be served, and InvalidSetting like `candidates`.
+    Logs why better candidates cannot be served; the log entry is a warning if the embedded model is chosen. Raises
+    CheckpointError, with all obstacles, if no candidate can be served, and the errors of `candidates`.
     """
     obstacles: list[str] = []
     for candidate in candidates(settings, available):
@@ -75,17 +76,28 @@ def choose(settings: Settings, available: AvailableMemory) -> str:
             _log_choice(name, obstacles)
             return name
         obstacles.append(f"{name}: {obstacle}")
-    raise CheckpointError(f"checkpoints: {AUTO} finds no model to serve: {'; '.join(obstacles)}")
+    raise CheckpointError(no_candidate_message("checkpoints", obstacles))
+
+
+def no_candidate_message(setting: str, obstacles: Sequence[str]) -> str:
+    """Return the message of an error: no candidate can be served, and the obstacle of each."""
+    return (
+        f"{setting}: got {AUTO!r}, but none of its models can be served ({'; '.join(obstacles)}). Name another"
+        f" checkpoint, such as {EMBEDDED}"
+    )
 
 
 def why_standing_in(settings: Settings, name: str) -> str | None:
-    """Explain why `auto` serves the embedded model. Return None for other models, and if settings name it."""
+    """Explain why `auto` serves the embedded model. Return None for other models, and if `auto` did not choose it."""
     is_requested = AUTO not in settings.checkpoints or EMBEDDED in settings.checkpoints
-    return None if name != EMBEDDED or is_requested else _STANDING_IN
+    return None if name != EMBEDDED or is_requested else _WHY_STANDING_IN
 
 
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
-    """Return the sizes of a checkpoint, which need not be on disk. Raises CheckpointError, InvalidSetting."""
+    """Return the sizes of a checkpoint's networks. A registered checkpoint need not be on disk.
+
+    Raises CheckpointError if another checkpoint is missing or unusable, InvalidSetting if the registry is malformed.
+    """
     registry = load_registry(settings.registry)
     if name in registry and not settings.weights and not cache.cache_status(registry[name]).is_complete:
         return network_sizes_by_name(registry[name])
@@ -93,32 +105,37 @@ def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
 
 
 def open_named(name: str, settings: Settings) -> Checkpoint:
-    """Open a checkpoint with the files that settings name. Raises CheckpointError, InvalidSetting."""
+    """Open a checkpoint by name or path, with the registry and the files that the settings name.
+
+    Raises CheckpointError if the checkpoint is missing or unusable, InvalidSetting if a setting does not apply to it.
+    """
     return open_checkpoint(name, settings.registry, settings.weights, settings.base_checkpoint, settings.transformer)
 
 
 def with_capable_backend(settings: Settings, checkpoint_sizes: Sequence[NetworkSizes]) -> Settings:
     """Return settings with a backend that can read the checkpoints and compute on the device.
 
-    Settings that name a backend are returned unchanged. The default backend is also kept if all checkpoints have graphs
-    and settings do not name a CUDA device.
+    If the settings name a backend, return them unchanged. Also keep the default backend if all checkpoints have ONNX
+    graphs and no setting names a CUDA device.
     """
     on_cuda = bool(settings.vram) or settings.device.startswith("cuda")
-    reads_graphs = AUTO not in settings.checkpoints and all(sizes.has_graphs for sizes in checkpoint_sizes)
-    if "backend" in settings.model_fields_set or (reads_graphs and not on_cuda):
+    # `auto` stands for SD3.5 models from the hub, which have no graphs.
+    have_graphs = AUTO not in settings.checkpoints and all(sizes.has_graphs for sizes in checkpoint_sizes)
+    if "backend" in settings.model_fields_set or (have_graphs and not on_cuda):
         return settings
     capable = (
         name
         for name, spec in BACKENDS.items()
-        if ("cuda" in spec.devices or not on_cuda) and (reads_graphs or not spec.needs_graphs)
+        if ("cuda" in spec.devices or not on_cuda) and (have_graphs or not spec.needs_graphs)
     )
     return settings.model_copy(update={"backend": next(capable)})
 
 
 def _log_choice(name: str, passed_over: list[str]) -> None:
+    """Log the chosen checkpoint, and the obstacles of better ones."""
     log = structlog.get_logger()
     if name == EMBEDDED:
-        log.warning("auto found no SD3.5", checkpoint=name, remedy=_STANDING_IN, passed_over=passed_over)
+        log.warning("auto found no SD3.5", checkpoint=name, remedy=_WHY_STANDING_IN, passed_over=passed_over)
     else:
         log.info("auto chose a checkpoint", checkpoint=name, passed_over=passed_over)
 
@@ -135,16 +152,17 @@ def _why_unavailable(settings: Settings, *, is_on_disk: bool) -> str | None:
 
 
 def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) -> str | None:
-    """Return the reason why a checkpoint does not fit, or None.
+    """Return the reason why a candidate does not fit in memory, or None if it fits.
 
-    Only the last candidate may use sequential offload. For the others, it would be much slower than the next candidate.
+    Only the last candidate may use sequential offload, because with it a candidate is much slower than the next one
+    without it.
     """
     network_sizes = network_sizes_of(name, settings)
     if BACKENDS[settings.backend].needs_graphs and not network_sizes.has_graphs:
         return f"it has no ONNX graphs, which the backend {settings.backend} needs; choose another --backend"
     plan = plan_for(settings, [network_sizes], available)
     is_last = name == BEST_FIRST[-1]
-    allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]
+    allowed = [placement for placement in plan.placements if is_last or placement.offload != "sequential"]
     if any(placement.fits(available) for placement in allowed):
         return None
     least = min(placement.needed_bytes for placement in allowed)
@@ -153,7 +171,7 @@ def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) 
 
 
 def _fetch(registered: RegisteredCheckpoint) -> str | None:
-    """Download a checkpoint. Return the reason if that fails, otherwise None."""
+    """Download a checkpoint. Return None, or the reason if the download fails."""
     log = structlog.get_logger()
     try:
         plan = plan_download(registered)

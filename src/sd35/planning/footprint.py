@@ -1,8 +1,8 @@
-"""The memory that weights take, and the sizes of the largest tensors of each call, from the networks' shapes.
+"""Compute the memory of weights, and the size of the largest tensor of each network, from the networks' shapes.
 
-A formula counts the values in one tensor at a network's widest layer. A backend's spec has measured factors: the number
-of such tensors that are alive at the same time, including the runtime's own memory.
-docs/benchmarks/history/memory.md says where each factor was measured.
+`encode_values`, `step_values` and `decode_values` count the numbers in the tensor of a network's widest layer. A
+backend holds several such tensors at the same time. `MemoryUse` in its spec has this factor, which was measured and
+includes the runtime's own memory: see docs/benchmarks/history/memory.md.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,15 @@ from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.network_sizes import Network, blocks_values
 from sd35.tensors import LATENT_PX
 
-_CLIP_TOKENS = "max_position_embeddings"
+_CLIP_TOKENS = "max_position_embeddings"  # the key of a CLIP configuration with the number of tokens
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The work that must fit in memory: a step with `rows` transformer rows, and decoding one image."""
+    """The work that must fit in memory: a denoising step with `rows` rows, and decoding one image.
+
+    A row is one image's share of the transformer's batch. An image with guidance takes two.
+    """
 
     width_px: int
     height_px: int
@@ -28,33 +31,37 @@ class Workload:
 
 def weights_bytes(spec: BackendSpec, precision: str, name: str, network: Network) -> int:
     """Return the size of a network's weights in a backend, in bytes."""
-    in_fp8 = fp8_values(spec, precision, name, network.config)
-    in_other = network.values - in_fp8
-    return in_fp8 + in_other * spec.bytes_per_value(precision) + spec.extra_bytes(name, network, precision)
+    in_fp8 = fp8_values(spec, precision, name, network.config)  # one byte each
+    in_other_formats = network.values - in_fp8
+    return in_fp8 + in_other_formats * spec.bytes_per_value(precision) + spec.extra_bytes(name, network, precision)
 
 
 def fp8_values(spec: BackendSpec, precision: str, name: str, config: Mapping[str, Any]) -> int:
-    """Return the number of a network's parameters that are in FP8 by the rule of `fp8_layers`, without scales."""
+    """Count the parameters of a network that are in FP8. `sd35.backends.fp8_layers` selects the layers.
+
+    The scales of the layers are not counted.
+    """
     if not spec.has_fp8(precision):
         return 0
     if name == "transformer":
         return blocks_values(config)
     if (name, precision) != ("text_encoder_3", "fp8-storage"):
         return 0
-    attention, inner = 4 * config["num_heads"] * config["d_kv"], 2 * config["d_ff"]
-    return int(config["num_layers"] * config["d_model"] * (attention + inner))
+    # The matrices of a layer in FP8: q, k, v and o of the attention, and two of the three of the feed-forward layer.
+    attention, feed_forward = 4 * config["num_heads"] * config["d_kv"], 2 * config["d_ff"]
+    return int(config["num_layers"] * config["d_model"] * (attention + feed_forward))
 
 
 def encode_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int) -> int:
-    """Count the values at T5's widest layers for one prompt: a feed-forward layer and the attention scores."""
+    """Count the values of T5's two largest tensors for one prompt: a feed-forward layer's and the attention scores."""
     t5 = networks["text_encoder_3"]
     return int(text_tokens * (t5["d_ff"] + t5["num_heads"] * text_tokens))
 
 
 def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Workload) -> int:
-    """Count the values of one tensor with the tokens of all rows, at the transformer's width.
+    """Count the values of a tensor that holds the tokens of all rows at the transformer's width.
 
-    The tensor inside a feed-forward layer is four times as large. The measured factors include this.
+    The tensor inside a feed-forward layer is four times as large. The measured factors account for it.
     """
     transformer = networks["transformer"]
     patch_px = LATENT_PX * transformer["patch_size"]
@@ -65,11 +72,13 @@ def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, wor
 def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Workload, *, tiled: bool) -> int:
     """Count the values of the decoder's largest tensor, for the whole image or for one tile.
 
-    This is the tensor at full resolution before the last block reduces its channels.
+    This tensor has the full resolution, and the channels of the decoder's second last block: the last block reduces
+    them.
     """
-    channels = networks["vae"]["block_out_channels"]
+    channels = networks["vae"]["block_out_channels"]  # in the order of the encoder: the decoder uses it backwards
+    widest = channels[min(1, len(channels) - 1)]
     width_px, height_px = (min(side, TILE_PX) if tiled else side for side in (work.width_px, work.height_px))
-    return int(channels[min(1, len(channels) - 1)] * width_px * height_px)
+    return int(widest * width_px * height_px)
 
 
 def tiles_values(work: Workload) -> int:

@@ -1,4 +1,7 @@
-"""The memory of one checkpoint in one placement: loaded weights and working memory in each phase, and transfers."""
+"""Compute the memory of one checkpoint in one placement: loaded weights and working memory in each phase.
+
+Also compute the bytes that an image reads from disk or copies between the host and the device.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ Location: TypeAlias = Literal[
     "resident", "computes on the CPU", "evicted after encoding", "loaded while it computes", "streamed"
 ]
 Phase: TypeAlias = Literal["reading", "encoding", "steps", "decoding"]
+"""Reading the weights at the start, encoding prompts, denoising steps, and decoding latents to pixels."""
 
 _WIDENED_BYTES = 4 + 4 + 2  # per FP8 weight while it is multiplied: copies in float32, scaled float32, and BF16
 
@@ -59,8 +63,9 @@ class NetworkPlacement:
                 return transformer + vae + (max(encoders) if (phase, self.device) == ("encoding", "cpu") else 0)
             case "model":
                 return {"reading": 0, "encoding": max(encoders), "steps": transformer, "decoding": vae}[phase]
-        width = self._bytes_per_value
-        layers = {name: network.largest_layer * width for name, network in self.network_sizes.networks.items()}
+        # With sequential offload, one layer at a time is on the device.
+        value_bytes = self._bytes_per_value
+        layers = {name: network.largest_layer * value_bytes for name, network in self.network_sizes.networks.items()}
         encoder = max(layers[name] for name in TEXT_ENCODERS)
         return {"reading": 0, "encoding": encoder, "steps": layers["transformer"], "decoding": layers["vae"]}[phase]
 
@@ -72,10 +77,10 @@ class NetworkPlacement:
                 return self.loaded_bytes("steps")
             case "model":
                 return max(self._weights_bytes(name) for name in NETWORKS)
-        return 0
+        return 0  # "sequential"
 
     def working_bytes(self, phase: Phase, work: Workload) -> int:
-        """Return the memory that a phase needs in addition to the loaded weights."""
+        """Return the memory that a phase needs in addition to the loaded weights, to compute or to read files."""
         factors = self.spec.devices[self.device].memory
         configs = {name: network.config for name, network in self.network_sizes.networks.items()}
         text_tokens = self.network_sizes.card.max_sequence_length
@@ -95,12 +100,12 @@ class NetworkPlacement:
 
     @property
     def host_bytes(self) -> int:
-        """The host's memory that a placement on CUDA needs, because all weights are first read there. 0 on a CPU."""
+        """The host memory that a placement on CUDA needs, because weights are first read into it. 0 on a CPU."""
         return sum(self._weights_bytes(name) for name in NETWORKS) if self.device == "cuda" else 0
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes that an image with a new text reads from disk (CPU), or copies to the device and back (CUDA)."""
+        """The bytes that an image with a new prompt reads from disk (CPU), or copies to the device and back (CUDA)."""
         networks = self.network_sizes.networks
         match self.offload, self.device:
             case "encoders", "cpu":
@@ -122,9 +127,9 @@ class NetworkPlacement:
         return weights_bytes(self.spec, self.precision, name, self.network_sizes.networks[name])
 
     def _reading_bytes(self) -> int:
-        """Return the peak while the networks are read in order, minus their size after loading.
+        """Return the memory that reading the networks, one after the other, takes in addition to the loaded weights.
 
-        If a network is cast, its file is in memory until it is loaded.
+        The file of a network that is cast to another precision stays in memory until the network is loaded.
         """
         if self.offload not in {"none", "encoders"} or self.device == "cuda":
             return 0
@@ -137,18 +142,21 @@ class NetworkPlacement:
         return peak - loaded
 
     def _casting_bytes(self, names: Iterable[str]) -> int:
-        """Return the size of the largest file in memory while networks are loaded on demand and cast, on a CPU."""
+        """Return the size of the largest file that is in memory while a network is loaded on demand and cast.
+
+        Return 0 on CUDA, because files are read into the host's memory.
+        """
         if self.device != "cpu":
             return 0
         return max(self._file_bytes(name) if self._is_loaded_on_demand(name) else 0 for name in names)
 
     def _file_bytes(self, name: str) -> int:
-        """Return the size of a network's file if loading needs it in memory, otherwise 0."""
+        """Return the size of a network's file if the whole file is in memory during loading, otherwise 0."""
         is_copied = self._is_cast(name) and not self.spec.casts_in_place
         return self.network_sizes.networks[name].stored_bytes if is_copied else 0
 
     def _is_cast(self, name: str) -> bool:
-        """Return whether a network is stored in another precision, or some of its weights are cast to FP8."""
+        """Return whether loading converts a network: its files have another precision, or some weights become FP8."""
         stored_as = self.network_sizes.networks[name].stored_as
         return stored_as != self.spec.computed_in(self.precision) or self._has_fp8(name)
 

@@ -1,11 +1,12 @@
-"""The memory planner: the possible placements of checkpoints on a device, fastest first, with their peak memory.
+"""The memory planner: computes the possible placements of checkpoints on a device, and their peak memory.
 
-It has no side effects: callers pass all sizes. docs/design/memory-planning.md explains which numbers are computed from
-shapes and which were measured.
+A placement says where each network is in memory. The planner reads no files and imports no runtime: callers pass all
+sizes. docs/design/memory-planning.md explains which numbers are computed from shapes and which were measured.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from sd35.backends.options import TILE_PX, DeviceKind, Offload
 from sd35.backends.registry import BACKENDS
@@ -20,7 +21,7 @@ PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """The available memory of the device and of the host. On a CPU, they are the same memory.
+    """The available memory of the device and of the host. On a CPU, both are the same memory.
 
     `host_bytes` is None if it is unknown, because the plan is for another machine.
     """
@@ -42,7 +43,7 @@ class PlacementRequest:
 
     @property
     def spec(self) -> BackendSpec:
-        """The spec of the backend."""
+        """The description of the backend."""
         return BACKENDS[self.backend]
 
 
@@ -51,13 +52,13 @@ class Placement:
     """A way to place the networks, and the memory that it takes.
 
     Attributes:
-        offload: The offload, see `Options`.
+        offload: Which networks are not on the device all the time, see `Options`.
         tiled_decode: Whether large images are decoded in tiles.
         locations: The location of each network, by name.
         peaks: The peak memory of the device in each phase, including libraries.
-        weights_bytes: The largest size of libraries and weights on the device.
-        host_bytes: The size of libraries and weights on the host of a CUDA device; 0 on a CPU.
-        moved_bytes: The bytes that an image with a new text reads from disk; on CUDA, those that it copies to the
+        weights_bytes: The memory of libraries and weights on the device in the phase with the most.
+        host_bytes: The memory of libraries and weights on the host of a CUDA device; 0 on a CPU.
+        moved_bytes: The bytes that an image with a new prompt reads from disk; on CUDA, the bytes that it copies to the
             device and back.
     """
 
@@ -85,7 +86,7 @@ class Placement:
         return int(self.peak_bytes * (1 + MARGIN))
 
     def fits(self, available: AvailableMemory) -> bool:
-        """Return whether it fits even if the prediction is wrong by the margin."""
+        """Return whether the placement, with the margin, fits in the available memory."""
         host_fits = available.host_bytes is None or self.host_bytes <= available.host_bytes
         return self.needed_bytes <= available.device_bytes and host_fits
 
@@ -111,9 +112,9 @@ class Plan:
 
 
 def make_plan(checkpoint_sizes: Sequence[NetworkSizes], request: PlacementRequest, available: AvailableMemory) -> Plan:
-    """Plan the placements of checkpoints that are served together. All have the same placement."""
+    """Plan the placements of checkpoints that are served together. All checkpoints have the same placement."""
     placements = tuple(
-        _placement(checkpoint_sizes, request, available.device, offload, tiled_decode=tiled_decode)
+        _compute_placement(checkpoint_sizes, request, available.device, offload, tiled_decode=tiled_decode)
         for offload, tiled_decode in _choices(request, available.device)
     )
     assert placements, f"no placement for {request}"
@@ -121,15 +122,16 @@ def make_plan(checkpoint_sizes: Sequence[NetworkSizes], request: PlacementReques
 
 
 def _choices(request: PlacementRequest, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
-    """Yield each combination of offload and tiling that the backend supports on the device, fastest first."""
+    """Return the combinations of offload and tiling that the request and the backend allow, fastest first."""
+    offloads = request.spec.devices[device].offloads if request.offload is None else (request.offload,)
     has_tiles = max(request.work.width_px, request.work.height_px) > TILE_PX
-    tilings = (False, True) if request.spec.can_tile and has_tiles else (False,)
-    for offload in request.spec.devices[device].offloads if request.offload is None else (request.offload,):
-        for tiled_decode in tilings if request.tiled_decode is None else (request.tiled_decode,):
-            yield offload, tiled_decode
+    tilings: tuple[bool, ...] = (False, True) if request.spec.can_tile and has_tiles else (False,)
+    if request.tiled_decode is not None:
+        tilings = (request.tiled_decode,)
+    return product(offloads, tilings)
 
 
-def _placement(
+def _compute_placement(
     checkpoint_sizes: Sequence[NetworkSizes],
     request: PlacementRequest,
     device: DeviceKind,
@@ -137,13 +139,17 @@ def _placement(
     *,
     tiled_decode: bool,
 ) -> Placement:
-    """Compute a placement of all checkpoints. Their resident weights add up, but only one works at a time."""
+    """Compute the memory of a placement of all checkpoints.
+
+    The resident weights of all checkpoints add up. Only one checkpoint at a time loads other weights and computes.
+    """
     placed = [
         NetworkPlacement(sizes, request.spec, request.precision, device, offload, tiled_decode)
         for sizes in checkpoint_sizes
     ]
     library_bytes = request.spec.devices[device].memory.library_bytes
     resident_bytes = sum(each.resident_bytes for each in placed)
+    # In each phase, the bytes on the device while the first, the second, ... checkpoint works.
     loaded = {
         phase: [library_bytes + resident_bytes - each.resident_bytes + each.loaded_bytes(phase) for each in placed]
         for phase in PHASES

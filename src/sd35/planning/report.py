@@ -13,7 +13,13 @@ def plan_text(plan: Plan) -> str:
     """Describe the chosen placement, or the smallest if none fits, and list all placements."""
     shown = plan.chosen or min(plan.placements, key=lambda placement: placement.peak_bytes)
     return "\n".join(
-        (_title(plan), "", *_weights(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_placements(plan))
+        (
+            _title(plan),
+            *("", *_weights_table(plan, shown)),
+            *("", *_peaks_table(shown)),
+            *("", _verdict(plan)),
+            *("", *_placements_table(plan)),
+        )
     )
 
 
@@ -42,6 +48,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def _title(plan: Plan) -> str:
+    """Return two lines: the checkpoints and the backend, then the work and the available memory."""
     work, available = plan.request.work, plan.available
     host = (
         f" and {size_text(available.host_bytes)} of host memory"
@@ -57,23 +64,27 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _weights(plan: Plan, shown: Placement) -> list[str]:
+def _weights_table(plan: Plan, shown: Placement) -> list[str]:
+    """Return the lines of a table of the networks' sizes, and their locations in the placement `shown`."""
     rows = [(name, size_text(plan.weights_bytes(name)), shown.locations[name]) for name in NETWORKS]
-    return _table([("network", "weights", "placement"), *rows])
+    return _align([("network", "weights", "placement"), *rows])
 
 
-def _phases(shown: Placement) -> list[str]:
-    return _table([("phase", "peak"), *((phase, size_text(peak)) for phase, peak in shown.peaks.items())])
+def _peaks_table(shown: Placement) -> list[str]:
+    rows = [(phase, size_text(peak_bytes)) for phase, peak_bytes in shown.peaks.items()]
+    return _align([("phase", "peak"), *rows])
 
 
 def _verdict(plan: Plan) -> str:
+    """Return a sentence: whether the plan fits, and the memory of the chosen or the smallest placement."""
     if (chosen := plan.chosen) is None:
         least = min(plan.placements, key=lambda placement: placement.peak_bytes)
-        return f"Does not fit. The smallest placement is offload {least.name!r}: {_need(plan, least)}."
-    return f"Fits with offload {chosen.name!r}: {_need(plan, chosen)}."
+        return f"Does not fit. The smallest placement is offload {least.name!r}: {_needed_memory(plan, least)}."
+    return f"Fits with offload {chosen.name!r}: {_needed_memory(plan, chosen)}."
 
 
-def _need(plan: Plan, placement: Placement) -> str:
+def _needed_memory(plan: Plan, placement: Placement) -> str:
+    """Describe the memory that a placement needs, and how much is available."""
     text = (
         f"{size_text(placement.peak_bytes)} at the peak, {size_text(placement.needed_bytes)} with a margin of"
         f" {MARGIN:.0%}, of {size_text(plan.available.device_bytes)}"
@@ -84,7 +95,8 @@ def _need(plan: Plan, placement: Placement) -> str:
     return text
 
 
-def _placements(plan: Plan) -> list[str]:
+def _placements_table(plan: Plan) -> list[str]:
+    """Return the lines of a table of all placements: the peak, the bytes moved per image, and whether it fits."""
     moved = "moved per image" if plan.available.device == "cuda" else "read per image"
     header = ("offload", "peak", moved, "")
     rows = [
@@ -92,15 +104,22 @@ def _placements(plan: Plan) -> list[str]:
             placement.name,
             size_text(placement.peak_bytes),
             size_text(placement.moved_bytes) if placement.moved_bytes else "nothing",
-            "chosen" if placement is plan.chosen else "fits" if placement.fits(plan.available) else "does not fit",
+            _state(plan, placement),
         )
         for placement in plan.placements
     ]
-    return _table([header, *rows])
+    return _align([header, *rows])
 
 
-def _table(rows: Sequence[Iterable[str]]) -> list[str]:
-    """Align columns and underline the first row."""
+def _state(plan: Plan, placement: Placement) -> str:
+    """Return whether a placement is chosen, fits, or does not fit."""
+    if placement is plan.chosen:
+        return "chosen"
+    return "fits" if placement.fits(plan.available) else "does not fit"
+
+
+def _align(rows: Sequence[Iterable[str]]) -> list[str]:
+    """Return the rows of a table as lines with aligned columns. The first row is underlined."""
     cells = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -327,7 +327,7 @@ def test_filtered_images_are_reported_in_stabilitys_format(pool: ModelPool):
         assert in_json.json()["finish_reason"] == "CONTENT_FILTERED"
         for headers in ({}, {"idempotency-key": "one"}):
             message = error_text(post_form(server, prompt="evil", headers=headers), 403, "content_moderation")
-            assert message == "this service's content filter refuses the prompt"
+            assert message == "this service's content filter refuses the prompt; change the prompt"
 
 
 def test_a_failed_image_is_an_error_in_stabilitys_format(server: str, backend: FakeBackend):

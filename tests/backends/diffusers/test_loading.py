@@ -268,7 +268,7 @@ def test_incompatible_files_are_refused(medium: Path, tmp_path: Path):
     wrong_width = write(tmp_path / "clip.safetensors", table)
     with pytest.raises(CheckpointError, match="expected a CLIP of width 32 or 32 for medium, found 7"):
         open_backend("diffusers", open_checkpoint(str(medium), None, [wrong_width]), Options(device="cpu"))
-    with pytest.raises(InvalidSetting, match="weights: got files for 2 checkpoints"):
+    with pytest.raises(InvalidSetting, match="weights: allowed only with one checkpoint; got 2"):
         open_checkpoints(load_settings({"checkpoints": ("sd35-mini", str(medium)), "weights": (str(one),)}))
     with pytest.raises(InvalidSetting, match="the onnx backend reads graphs"):
         open_backend("onnx", open_checkpoint("sd35-mini", None, [one]), Options())

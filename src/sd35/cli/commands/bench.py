@@ -34,8 +34,8 @@ from sd35.cli.progress import progress_bar
 from sd35.errors import InvalidSetting
 from sd35.settings.proxies import is_address
 
-_SHARES = (0.5, 0.8, 1.2)
-_KEY_VARIABLE = "BENCH_API_KEY"  # other users of the machine could read a flag
+_SHARES = (0.5, 0.8, 1.2)  # rates of the open loops without --rate, relative to the throughput of the closed loop
+_KEY_VARIABLE = "BENCH_API_KEY"  # not a flag, which other users of the machine could read
 _NO_REFERENCE = "none"
 _load_option = partial(typer.Option, rich_help_panel="Load")
 _quality_option = partial(typer.Option, rich_help_panel="Quality")
@@ -49,7 +49,11 @@ def bench(
     context: typer.Context,
     *,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for the report: bench.json and bench.html, or with --matrix, matrix.json and matrix.html.")
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Directory for the report: bench.json and bench.html, or with --matrix, matrix.json and matrix.html.",
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -61,7 +65,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="API of the server: sd35, openai, a1111 or stability; plain is that of the servers in benchmarks/.",
+            help="API of the server: sd35, openai, a1111 or stability, or plain for the servers in benchmarks/.",
         ),
     ] = "sd35",
     workload: Annotated[
@@ -70,13 +74,20 @@ def bench(
     ] = None,
     as_json: AsJson = False,
     clients: Annotated[
-        int, _load_option(metavar="COUNT", min=1, max=1000, help="Number of clients in the closed loop: each sends a request when it has the response to its last one.")
+        int,
+        _load_option(
+            metavar="COUNT",
+            min=1,
+            max=1000,
+            help="Number of clients in the closed loop. Each sends a request as soon as its last one is answered.",
+        ),
     ] = 8,
     rate: Annotated[
         list[float] | None,
         _load_option(
             metavar="RATE",
-            help="Requests per second of an open loop: they are sent at random times, whatever the responses. May be repeated.",
+            help="Requests per second of an open loop, sent at random times without waiting for responses. May be"
+            " repeated.",
             show_default="0.5, 0.8 and 1.2 times the throughput of the closed loop",
         ),
     ] = None,
@@ -104,7 +115,10 @@ def bench(
     batch: Annotated[
         list[int] | None,
         _matrix_option(
-            metavar="ROWS", min=1, help="Largest batch of a step, in rows. Only with --matrix; may be repeated.", show_default="2 and 8"
+            metavar="ROWS",
+            min=1,
+            help="Largest batch of a step, in transformer rows. Only with --matrix; may be repeated.",
+            show_default="2 and 8",
         ),
     ] = None,
     flags: SettingFlags,
@@ -148,7 +162,8 @@ def bench(
         dialect=protocol.name,
         reference=reference,
     )
-    _run(session, list(combinations(session, batch or BATCH_ROWS)) if matrix else None, out, as_json=as_json)
+    cells = list(combinations(session, batch or BATCH_ROWS)) if matrix else None
+    _measure_and_report(session, cells, out, as_json=as_json)
 
 
 @app.command()
@@ -176,10 +191,13 @@ def compare(
         show_comparison(comparison, Console(highlight=False))
 
 
-def _run(session: Session, cells: list[Cell] | None, out: Path | None, *, as_json: bool) -> None:
-    """Measure one server, or the cells of a matrix. Print the result, and write it to `out`."""
+def _measure_and_report(session: Session, cells: list[Cell] | None, out: Path | None, *, as_json: bool) -> None:
+    """Measure one server, or a matrix: one server for each of `cells`, a combination of backend, precision and batch.
+
+    Print the result, and write it to the directory `out`.
+    """
     total_s = duration_s(session.plan) * (1 if cells is None else len(cells))
-    with _terminate_children(), _bar(total_s) as on_progress:
+    with _terminate_children(), _show_progress(total_s) as on_progress:
         result = run_session(session, on_progress) if cells is None else run_matrix(session, cells, on_progress)
     if as_json:
         print(result.model_dump_json())
@@ -202,31 +220,37 @@ def _check_combination(
 ) -> None:
     """Raise InvalidSetting for flags that exclude each other."""
     if url and {"backend", "precision"} & flags.given.keys():
-        raise InvalidSetting("--backend, --precision: a running server has its own; allowed: only without --url")
+        raise InvalidSetting(
+            "--backend, --precision: allowed only without --url, because a running server has its own backend"
+        )
     if batch and not is_matrix:
-        raise InvalidSetting("--batch: allowed only with --matrix; without it, use --max-batch-rows")
+        raise InvalidSetting("--batch: allowed only with --matrix; without it, use --max-batch-rows instead")
     if is_matrix and (url or dialect != "sd35"):
-        raise InvalidSetting("--matrix: starts its own servers; allowed: only without --url and --dialect")
+        raise InvalidSetting("--matrix: allowed only without --url and --dialect, because it starts its own servers")
     if is_matrix and rate:
-        raise InvalidSetting("--matrix: measures only a closed loop; allowed: only without --rate")
+        raise InvalidSetting("--matrix: allowed only without --rate, because it measures only a closed loop")
 
 
 def _check_plan(plan: Plan) -> None:
+    """Raise InvalidSetting for a rate or duration that is not above 0, or for a repeated rate."""
     for flag, values in (("--rate", plan.rates), ("--seconds", (plan.seconds,)), ("--warm-up", (plan.warmup_s,))):
         for value in values:
             if not (math.isfinite(value) and value > 0):
                 raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
     if repeated := next((rate for rate in plan.rates if plan.rates.count(rate) > 1), None):
-        raise InvalidSetting(f"--rate: got {repeated:g} twice; allowed: each rate once; --rounds repeats them")
+        raise InvalidSetting(f"--rate: got {repeated:g} twice; allowed: each rate once, because --rounds repeats it")
 
 
 def _check_target(url: str | None, reference: str, out: Path | None) -> None:
-    """Raise InvalidSetting for an invalid address, reference or directory, or BackendUnavailable for the reference."""
+    """Check the address of the server, the reference backend and the directory of the report.
+
+    Raises InvalidSetting if one is invalid, BackendUnavailable if the reference backend cannot run here.
+    """
     if url is not None and not is_address(url, ("http", "https")):
-        raise InvalidSetting(f"--url: got {url!a}; allowed: an address such as http://127.0.0.1:8000")
+        raise InvalidSetting(f"--url: got {url!a}; allowed: an http or https address, such as http://127.0.0.1:8000")
     if url is not None and "@" in urlsplit(url).netloc:
         raise InvalidSetting(
-            f"--url: contains a password, which the report would show; allowed: an API key in {_KEY_VARIABLE}"
+            f"--url: contains a password, which the report would show; set the variable {_KEY_VARIABLE} to the API key"
         )
     if reference not in {*BACKENDS, _NO_REFERENCE}:
         allowed = ", ".join((*BACKENDS, _NO_REFERENCE))
@@ -238,15 +262,19 @@ def _check_target(url: str | None, reference: str, out: Path | None) -> None:
 
 
 def _read_key() -> str | None:
+    """Return the API key from the environment, if set. Raises InvalidSetting if a header cannot contain it."""
     key = os.environ.get(_KEY_VARIABLE)
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise InvalidSetting(f"{_KEY_VARIABLE}: got a key that a header cannot hold; allowed: visible ASCII characters")
+        raise InvalidSetting(
+            f"{_KEY_VARIABLE}: got a key with characters that a header cannot contain; allowed: visible ASCII"
+            " characters"
+        )
     return key
 
 
 @contextmanager
 def _terminate_children() -> Iterator[None]:
-    """On SIGTERM or Ctrl-C, terminate all servers that were started or are starting."""
+    """On SIGTERM or Ctrl-C, terminate all servers that this process has started, and wait for their end."""
 
     def exit_on_signal(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -255,7 +283,7 @@ def _terminate_children() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
-        for process in process_tree(os.getpid())[1:]:
+        for process in process_tree(os.getpid())[1:]:  # the first is this process
             process.terminate()
             process.wait()
         raise
@@ -264,7 +292,8 @@ def _terminate_children() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(total_s: float) -> Iterator[OnProgress]:
+def _show_progress(total_s: float) -> Iterator[OnProgress]:
+    """Show a progress bar. Yields a function that takes the name of the current part and the elapsed seconds."""
     with progress_bar(TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()) as bar:
         task = bar.add_task("checking the machine", total=total_s)
         yield lambda name, elapsed_s: bar.update(task, description=name, completed=elapsed_s)

@@ -1,16 +1,12 @@
 """The command `sd35 compile`."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sd35.backends.registry import backend_module
 from sd35.backends.tensorrt.buckets import buckets_of
@@ -18,10 +14,11 @@ from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import ENGINE_FILE, GraphPrecision
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
+from sd35.cli.compile_report import report_text
 from sd35.cli.options import AsJson, with_settings
+from sd35.cli.progress import show_stages
 from sd35.compile.stages import Stages
 from sd35.errors import InvalidSetting
-from sd35.planning.report import size_text
 from sd35.request import SIZE_MULTIPLE_PX, STEPS
 from sd35.settings import Settings
 from sd35.startup import open_checkpoints
@@ -29,18 +26,17 @@ from sd35.startup import open_checkpoints
 if TYPE_CHECKING:
     from sd35.compile.calibration_run import CalibrationRequest  # imports torch
 
-_SHOWN_LAYERS = 10
 _MIN_PROMPTS = 12  # a third of them evaluate the result
 app = typer.Typer()
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """The options of a build.
+    """The options of a build, as text from the command line.
 
-    `size`, `steps` and `prompts` are those of calibrating and evaluating FP8; None stands for the model's defaults.
-    `gpus`, `shapes` and `rows` are those of TensorRT engines; None stands for the GPUs of this machine, the model's
-    sizes, and `DEFAULT_ROWS`.
+    `size`, `steps` and `prompts` apply to the images that calibrate and evaluate FP8. For None, they are the model's
+    size and steps, and the prompts of the package. `gpus`, `shapes` and `rows` apply to TensorRT engines. For None,
+    they are the GPUs of this machine, the model's sizes, and `DEFAULT_ROWS`.
     """
 
     precision: GraphPrecision
@@ -59,12 +55,12 @@ class CompileOptions:
         return any(option is not None for option in (self.size, self.steps, self.prompts))
 
     def check(self) -> None:
-        """Raise InvalidSetting for options that exclude each other."""
+        """Raise InvalidSetting for options that do not apply to the target or to the precision."""
         if self.target == "onnx" and (self.gpus, self.shapes, self.rows) != (None, None, None):
-            raise InvalidSetting("--gpu, --shapes, --rows: options of engines; allowed: only with --target tensorrt")
+            raise InvalidSetting("--gpu, --shapes, --rows: allowed only with --target tensorrt, which builds engines")
         if self.precision != "fp8" and self.calibrates:
             raise InvalidSetting(
-                "--size, --steps, --prompts: options of the calibration; allowed: only with --precision fp8"
+                "--size, --steps, --prompts: allowed only with --precision fp8, which is calibrated with images"
             )
 
 
@@ -150,18 +146,20 @@ def compile_(
         graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, gpus=gpu, shapes=shapes, rows=rows
     )
     options.check()
-    if options.precision != "fp32" and settings.transformer == "auto":  # of NVIDIA's graphs, the requested one
+    if options.precision != "fp32" and settings.transformer == "auto":
+        # If the checkpoint has NVIDIA's graphs in both precisions, use those of the requested precision.
         settings = settings.model_copy(update={"transformer": options.precision})
     checkpoints = open_checkpoints(settings)
-    with _progress() as on_progress:
-        reports = [_compile(checkpoint, settings, options, Stages(on_progress)) for checkpoint in checkpoints]
-    print(json.dumps(reports, indent=2) if as_json else "\n\n".join(map(_as_text, reports)))
+    with show_stages() as on_progress:
+        reports = [_build(checkpoint, settings, options, Stages(on_progress)) for checkpoint in checkpoints]
+    print(json.dumps(reports, indent=2) if as_json else "\n\n".join(map(report_text, reports)))
 
 
-def _compile(checkpoint: Checkpoint, settings: Settings, options: CompileOptions, stages: Stages) -> dict[str, Any]:
-    build = _engine_builder(checkpoint, settings, options) if options.target == "tensorrt" else None
-    graphs, report = _graphs(checkpoint, settings, options, stages)
-    engines = build(graphs, stages) if build else {}
+def _build(checkpoint: Checkpoint, settings: Settings, options: CompileOptions, stages: Stages) -> dict[str, Any]:
+    """Build the graphs or engines of a checkpoint. Return a report for `--json`."""
+    build_engines = _engine_builder(checkpoint, settings, options) if options.target == "tensorrt" else None
+    graphs, fp8_report = _find_or_build_graphs(checkpoint, settings, options, stages)
+    engines = build_engines(graphs, stages) if build_engines else {}
     return {
         "checkpoint": checkpoint.name,
         "precision": options.precision,
@@ -169,26 +167,33 @@ def _compile(checkpoint: Checkpoint, settings: Settings, options: CompileOptions
         "bytes": {name: path.stat().st_size for name, path in sorted(graphs.files().items())},
         **({"engines": engines} if engines else {}),
         "took_s": {name: round(took_s, 2) for name, took_s in stages.seconds.items()},
-        **report,
+        **fp8_report,
     }
 
 
-def _graphs(
+def _find_or_build_graphs(
     checkpoint: Checkpoint, settings: Settings, options: CompileOptions, stages: Stages
 ) -> tuple[OfficialGraphs, dict[str, Any]]:
-    """Return the graphs, and the report of FP8. Builds the graphs unless the checkpoint has its own."""
+    """Return a checkpoint's own graphs, or else build them.
+
+    Also return the report on the quality of FP8, which is empty for own graphs and other precisions. Raises
+    InvalidSetting if the checkpoint has graphs and an option does not apply to them.
+    """
     if graphs := checkpoint.graphs:
         if options.target == "onnx":
             raise InvalidSetting(
-                f"--checkpoint: {graphs.directory} already contains graphs; allowed: checkpoints with weights"
+                f"--checkpoint: {graphs.directory} already contains graphs; allowed with --target onnx: checkpoints"
+                " with weights"
             )
         if options.calibrates:
             raise InvalidSetting(
-                f"--size, --steps, --prompts: the graphs in {graphs.directory} are already calibrated; leave them out"
+                f"--size, --steps, --prompts: the graphs in {graphs.directory} are already calibrated; leave out these"
+                " options"
             )
         if graphs.transformer != options.precision:
             raise InvalidSetting(
-                f"--precision: got {options.precision}; allowed: {graphs.transformer}, as in {graphs.directory}"
+                f"--precision: got {options.precision}; allowed: {graphs.transformer}, the precision of the graphs in"
+                f" {graphs.directory}"
             )
         return graphs, {}
     backend_module("diffusers")
@@ -206,13 +211,14 @@ def _graphs(
 def _engine_builder(
     checkpoint: Checkpoint, settings: Settings, options: CompileOptions
 ) -> Callable[[OfficialGraphs, Stages], dict[str, dict[str, int]]]:
-    """Return a function that builds engines from graphs and returns the size of each, by architecture and directory.
+    """Return a function that builds TensorRT engines from graphs.
 
-    Raises InvalidSetting for invalid options before anything is built, and BackendUnavailable without TensorRT.
+    The function returns the sizes of the engine files in bytes, by GPU architecture and then by directory. Checks the
+    options before anything is built: raises InvalidSetting for an invalid option, BackendUnavailable without TensorRT.
     """
     from sd35.compile.engines import DEFAULT_ROWS, EngineBuilder, EngineShapes, build_engines, targets_of
 
-    flavour = find_flavour()
+    flavour = find_flavour()  # TensorRT or TensorRT-RTX, as installed
     targets = targets_of(flavour, [gpu.strip() for gpu in (options.gpus or "").split(",") if gpu.strip()])
     shapes = EngineShapes(buckets_of(options.shapes or "", checkpoint.card), options.rows or DEFAULT_ROWS)
 
@@ -228,86 +234,49 @@ def _engine_builder(
 
 
 def _calibration_request(checkpoint: Checkpoint, settings: Settings, options: CompileOptions) -> "CalibrationRequest":
+    """Return the images that calibrate and evaluate FP8: the model's defaults, changed by the options."""
     from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.prompts import calibration_prompts, evaluation_prompts
     from sd35.compile.reference_sampling import recipe_of
 
     recipe = recipe_of(checkpoint)
     if options.size:
-        width_px, height_px = _size(options.size, checkpoint)
+        width_px, height_px = _parse_size(options.size, checkpoint)
         recipe = replace(recipe, width_px=width_px, height_px=height_px)
     if options.steps is not None:
         recipe = replace(recipe, steps=options.steps)
-    calibrating, judging = calibration_prompts(checkpoint), evaluation_prompts(checkpoint)
+    calibrating, evaluating = calibration_prompts(checkpoint), evaluation_prompts(checkpoint)
     if options.prompts:
-        calibrating, judging = _read_prompts(options.prompts)
-    return CalibrationRequest(recipe, calibrating, judging, settings.device, settings.threads, options.with_sensitivity)
+        calibrating, evaluating = _read_prompts(options.prompts)
+    return CalibrationRequest(
+        recipe, calibrating, evaluating, settings.device, settings.threads, options.with_sensitivity
+    )
 
 
-def _size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
+def _parse_size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return the width and height in pixels. Raises InvalidSetting for a size that the model cannot generate."""
     low, high = checkpoint.card.side_px
     sides = [int(side) for side in text.split("x") if side.isdecimal()]
     if len(sides) != 2 or any(side % SIZE_MULTIPLE_PX or not low <= side <= high for side in sides):
-        allowed = f"WIDTHxHEIGHT, each a multiple of {SIZE_MULTIPLE_PX} from {low} to {high}"
+        allowed = f"WIDTHxHEIGHT in pixels, each a multiple of {SIZE_MULTIPLE_PX} from {low} to {high}"
         raise InvalidSetting(f"--size: got {text!r}; allowed: {allowed}")
     return sides[0], sides[1]
 
 
 def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
-    """Return the lines of a file: two thirds for calibrating, and every third line for evaluating."""
+    """Return the prompts in a file: two of three for calibrating, and every third for evaluating.
+
+    Raises InvalidSetting if the file cannot be read or has too few prompts.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise InvalidSetting(f"--prompts: {path} cannot be read: {error.strerror or error}") from error
+        raise InvalidSetting(f"--prompts: {path} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"--prompts: {path} cannot be read: {error}") from error
+        raise InvalidSetting(f"--prompts: {path} is not text in UTF-8 ({error})") from error
     if len(lines) < _MIN_PROMPTS:
         raise InvalidSetting(
-            f"--prompts: got {len(lines)} in {path}; allowed: {_MIN_PROMPTS} or more prompts, one per line"
+            f"--prompts: got {len(lines)} prompts in {path}; allowed: {_MIN_PROMPTS} or more, one per line"
         )
-    judging = lines[2::3]
-    return [line for index, line in enumerate(lines) if index % 3 != 2], judging
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the progress of each stage on stderr: a bar on a terminal, otherwise a line at its end."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda name, done, total: None if done < total else print(f"{name}: done", file=sys.stderr, flush=True)
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in bars:
-                bars[name] = progress.add_task(name)
-            progress.update(bars[name], completed=done, total=total)
-
-        yield show
-
-
-def _as_text(report: dict[str, Any]) -> str:
-    lines = [f"{report['checkpoint']} in {report['precision']}: {report['directory']}"]
-    lines.append(f"  {size_text(sum(report['bytes'].values()))} in {len(report['bytes'])} files")
-    for gpu, engines in report.get("engines", {}).items():
-        lines.append(f"  engines for {gpu}, {size_text(sum(engines.values()))}: {Path(next(iter(engines))).parent}")
-    if "quality" in report:
-        quality, sizes = report["quality"], report["sizes"]
-        lines.append(
-            f"  PSNR of {len(quality['psnr_db'])} images against unquantized ones: mean {quality['mean_db']:.1f} dB"
-            f" (required: {quality['bar_db']:.0f}), lowest {min(quality['psnr_db']):.1f} dB"
-        )
-        lines.append(
-            f"  {sizes['products_fp8_share']:.1%} of the weights of attention and inner layers are in FP8; the"
-            f" transformer has {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} times its size in BF16"
-        )
-        if report["exempt_blocks"]:
-            lines.append(f"  not in FP8, for quality: blocks {', '.join(map(str, report['exempt_blocks']))}")
-        if report["sensitivity"]:
-            lines.append("  most sensitive layers, by the error of the velocity with only this layer in FP8:")
-            lines += [f"    {each['error']:.4f}  {each['layer']}" for each in report["sensitivity"][:_SHOWN_LAYERS]]
-    if report["took_s"]:
-        lines.append("  took: " + ", ".join(f"{name} {took_s:.1f} s" for name, took_s in report["took_s"].items()))
-    return "\n".join(lines)
+    evaluating = lines[2::3]
+    return [line for index, line in enumerate(lines) if index % 3 != 2], evaluating

@@ -36,6 +36,7 @@ def doctor(*, as_json: AsJson = False, settings: Settings) -> None:
 
 
 def _show(report: DoctorReport) -> None:
+    """Print the facts about the machine, a line for each finding, and whether `sd35 serve` can run."""
     console = Console(highlight=False, soft_wrap=True)
     facts = {
         "version": f"{report.version} on Python {report.python}",
@@ -53,18 +54,19 @@ def _show(report: DoctorReport) -> None:
     ):
         console.print(f"\n[bold]{title}[/bold]")
         for finding in findings:
-            role = _roles(report).get(finding.name, "") if title == "Backends" else ""
+            role = _role(report, finding.name) if title == "Backends" else ""
             console.print(f"  {'[green]ok[/green]' if finding.is_usable else '[red]no[/red]'}  ", end="")
             console.print(f"{finding.name}{role}: {finding.detail}", markup=False)
     console.print()
     if report.can_serve:
         console.print("`sd35 serve` can run here.", markup=False)
     else:
-        console.print(
-            "`sd35 serve` cannot run with these settings: see the backends and checkpoints above.", markup=False
-        )
+        reason = "the selected backend, the fallback or a checkpoint has the state `no` above"
+        console.print(f"`sd35 serve` cannot run with these settings, because {reason}.", markup=False)
 
 
-def _roles(report: DoctorReport) -> dict[str | None, str]:
-    """Return a note on the backends that the settings name."""
-    return {report.fallback: " (fallback)", report.backend: " (selected)"}
+def _role(report: DoctorReport, backend: str) -> str:
+    """Return a note for the backends that the settings name, or nothing for others."""
+    if backend == report.backend:
+        return " (selected)"
+    return " (fallback)" if backend == report.fallback else ""

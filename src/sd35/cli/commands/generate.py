@@ -34,7 +34,7 @@ def generate(
             "--output",
             "-o",
             metavar="FILE",
-            help="PNG file to write; an existing file is replaced. With -n: out-1.png, out-2.png, ...",
+            help="PNG file to write; an existing file is replaced. With -n above 1: out-1.png, out-2.png, ...",
         ),
     ] = Path("out.png"),
     count: Annotated[
@@ -104,13 +104,14 @@ def generate(
             progress.remove_task(loading)
             for index in range(count):
                 path = output if count == 1 else output.with_stem(f"{output.stem}-{index + 1}")
-                each = replace(params, seed=(first + index) % (SEED[1] + 1))
-                image, took_s = _generate(pool, each, progress, path.name)
+                seeded = replace(params, seed=(first + index) % (SEED[1] + 1))
+                image, took_s = _generate(pool, seeded, progress, path.name)
                 _write(path, image.png)
                 print(_as_json(path, image, took_s) if as_json else _as_text(path, image, took_s), flush=True)
 
 
 def _check_output(output: Path) -> None:
+    """Raise InvalidSetting if the output is not a PNG file in an existing directory."""
     if output.suffix.lower() != ".png":
         raise InvalidSetting(f"--output: got {str(output)!r}; allowed: a file name that ends in .png")
     if not output.absolute().parent.is_dir():
@@ -118,6 +119,7 @@ def _check_output(output: Path) -> None:
 
 
 def _find_checkpoint(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
+    """Return the checkpoint with the name `model`, or the first if `model` is None. Raises UnknownModel."""
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     if model is not None and model not in by_name:
         raise UnknownModel(model, list(by_name))
@@ -125,6 +127,7 @@ def _find_checkpoint(checkpoints: list[Checkpoint], model: str | None) -> Checkp
 
 
 def _generate(pool: ModelPool, params: GenerationParams, progress: Progress, name: str) -> tuple[EncodedImage, float]:
+    """Generate one image, with a bar called `name`. Return the image and the time that it took, in seconds."""
     request = pool.resolve(params)
     bar = progress.add_task(name, total=request.steps)
     generated = pool.submit(request, lambda now: progress.update(bar, completed=now.step)).future.result()
@@ -146,6 +149,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _as_json(path: Path, image: EncodedImage, took_s: float) -> str:
+    """Return the line that --json prints for an image."""
     request, maker = image.record.request, image.record.maker
     return json.dumps(
         {
@@ -161,6 +165,7 @@ def _as_json(path: Path, image: EncodedImage, took_s: float) -> str:
 
 
 def _as_text(path: Path, image: EncodedImage, took_s: float) -> str:
+    """Return the line that is printed for an image without --json."""
     request, maker = image.record.request, image.record.maker
     notes = [f"{path}: seed {request.seed}, {request.width}x{request.height}, {took_s:.1f} s"]
     if image.is_enlarged:

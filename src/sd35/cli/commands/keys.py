@@ -30,8 +30,8 @@ _with_database = with_settings("data_dir", "database")
 def keys() -> None:
     """Create, list and revoke API keys: who may use the service, and how much.
 
-    Once there is a key, requests need one, except for health checks, documentation and signed links. Keys are stored in the
-    service's database: use the same --data-dir and --database as for `sd35 serve`.
+    As soon as a key exists, requests need a key, except for health checks, documentation and signed links. Keys are
+    stored in the service's database: use the same --data-dir and --database as for `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -45,7 +45,9 @@ def keys() -> None:
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the owner, shown in the list of keys.")],
     *,
-    admin: Annotated[bool, typer.Option("--admin", help="Create an administrator's key: it sees the jobs and images of all keys.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Create an administrator's key: it sees the jobs and images of all keys.")
+    ] = False,
     requests_per_minute: Annotated[
         int | None,
         typer.Option(
@@ -77,13 +79,13 @@ def add(
       SD35_DATABASE=postgresql://sd35@db/sd35 sd35 keys add trial --requests-per-minute 10 --concurrency 1
     """
     if not name.strip() or not name.isprintable():
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: a name of printable characters")
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: a name of printable characters that is not blank")
     quota = Quota(requests_per_minute, concurrency, pixels_per_hour)
     key, secret = new_key(name, Role.ADMIN if admin else Role.USER, time.time(), quota)
     with _open_database(settings) as database:
         database.keys.add(key)
-        if not database.name.startswith("postgresql"):  # each of its servers does so in its own data_dir
-            _require_keys(settings, database.name)
+        if not database.name.startswith("postgresql"):  # servers of PostgreSQL each record it in their own data_dir
+            _record_keys_required(settings, database.name)
     print(f"Created key {key.id} for {name}. Save its secret now; it cannot be shown again:", file=sys.stderr)
     print(secret)
 
@@ -138,8 +140,8 @@ def revoke(
 def open_(*, settings: Settings) -> None:
     """Let the service start without keys after its database was lost. Anyone who can reach it may then use it.
 
-    A service that once had keys refuses to start without any: a file in data_dir records it. This command removes that
-    file. If the database has keys, even revoked ones, keys remain required.
+    A service that once had keys refuses to start with a database without keys. A file in data_dir records that it had
+    keys, and this command deletes the file. The command fails if the database has keys, even revoked ones.
 
     [bold]Examples[/bold]
 
@@ -151,52 +153,63 @@ def open_(*, settings: Settings) -> None:
         if count:
             amount = "1 key" if count == 1 else f"{count} keys"
             raise InvalidSetting(
-                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys"
+                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys. While a"
+                " database has keys, requests need one"
             )
     marker = KeysMarker(settings.data_dir)
     was_set = marker.is_set
     try:
         marker.clear()
     except OSError as error:
-        raise InvalidSetting(f"data_dir: {marker.path} cannot be removed: {error.strerror}") from error
+        raise InvalidSetting(
+            f"data_dir: {marker.path} cannot be deleted ({error.strerror}); run this command as the owner of the file"
+        ) from error
     if was_set:
         print("From its next start on, the service requires no keys. Anyone who can reach it may use it.")
     else:
         print(f"Nothing to do: {marker.path} does not exist, so the service requires no keys.")
 
 
-def _require_keys(settings: Settings, database: str) -> None:
+def _record_keys_required(settings: Settings, database: str) -> None:
+    """Record in `data_dir` that the service requires keys, or print a warning."""
     marker = KeysMarker(settings.data_dir)
     try:
         marker.set(database)
     except OSError as error:
-        reason = f"{marker.path}: {error.strerror}"
-        print(f"WARNING: the requirement of keys could not be recorded in {reason}", file=sys.stderr)
+        print(
+            f"WARNING: {marker.path} cannot be written ({error.strerror}). It records that the service requires keys:"
+            " without it, a service that loses its database starts without keys, open to everyone",
+            file=sys.stderr,
+        )
 
 
 def _open_database(settings: Settings) -> AbstractContextManager[Database]:
+    """Open the database of the settings. Raises InvalidSetting for a database in memory."""
     if settings.database == MEMORY:
         raise InvalidSetting(
-            f"database: got {MEMORY!r}; allowed here: a file or a PostgreSQL URL, since memory ends with this command"
+            f"database: got {MEMORY!r}; allowed here: a file or a PostgreSQL URL, because a database in memory is lost"
+            " when this command ends"
         )
     return closing(open_database(database_url(settings)))
 
 
 def _as_dict(key: Key) -> dict[str, object]:
+    """Return the fields of a key for --json, without the hash of its secret."""
     fields = asdict(key)
     del fields["secret_sha256"]
     return fields
 
 
 def _as_text(key: Key) -> str:
-    facts = [f"created {_date(key.created_s)}"]
+    """Return the line of a key in the list: its ID, role, name, dates and limits."""
+    facts = [f"created {_format_date(key.created_s)}"]
     if key.revoked_s is not None:
-        facts.append(f"revoked {_date(key.revoked_s)}")
+        facts.append(f"revoked {_format_date(key.revoked_s)}")
     for field, value in asdict(key.quota).items():
         if value is not None:
-            facts.append(f"{value or 'unlimited'} {_UNITS[field]}")
+            facts.append(f"{value or 'unlimited'} {_UNITS[field]}")  # 0 is unlimited
     return f"{key.id}  {key.role:<5}  {key.name}: {', '.join(facts)}"
 
 
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+def _format_date(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d")

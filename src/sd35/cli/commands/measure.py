@@ -41,19 +41,22 @@ def measure(
     checkpoint = open_checkpoints(settings)[0]
     card = checkpoint.card
     requested = [parse_size(text) for text in size or ()] or [(card.width, card.height)]
-    sizes_px = list(dict.fromkeys(generated_size(*each, card, settings.max_pixels) for each in requested))
+    # Without repetitions. A model that enlarges images generates several requested sizes at the same size.
+    sizes_px = list(dict.fromkeys(generated_size(*size_px, card, settings.max_pixels) for size_px in requested))
     with count_bar() as progress:
         loading = progress.add_task("loading the model", total=None)
         pipeline = open_pipeline(settings, checkpoint)
         progress.remove_task(loading)
+        # One call encodes a prompt. For each size, one call decodes, and the others make a step with each row count.
         calls = 1 + len(sizes_px) * (len(row_counts(settings.max_batch_rows)) + 1)
         bar = progress.add_task("measuring", total=calls)
         times = measure_model(pipeline, sizes_px, settings.max_batch_rows, lambda: progress.advance(bar))
     times.write(output)
-    for entry in times.shapes:
-        best = min(entry.step_s, key=lambda rows: entry.step_s[rows] / rows)
+    for shape in times.shapes:
+        best = min(shape.step_s, key=lambda rows: shape.step_s[rows] / rows)  # the rows with the least time per row
         print(
-            f"{entry.width_px}x{entry.height_px}: a step takes {1000 * entry.step_s[1]:.1f} ms for 1 row,"
-            f" {1000 * entry.step_s[best]:.1f} ms for {best}; decoding takes {1000 * entry.decode_s:.1f} ms"
+            f"{shape.width_px}x{shape.height_px}: a step takes {1000 * shape.step_s[1]:.1f} ms for 1 row,"
+            f" {1000 * shape.step_s[best]:.1f} ms for {best} row{'s' * (best > 1)}; decoding takes"
+            f" {1000 * shape.decode_s:.1f} ms"
         )
     print(f"Wrote {output}")

@@ -47,14 +47,17 @@ def models(*, as_json: AsJson = False, settings: Settings) -> None:
 
 
 def _defaults(card: Card) -> str:
+    """Return the default size, steps and guidance scale in a card, as text."""
     return f"{card.width}x{card.height}, {card.steps} steps, guidance {card.guidance_scale:g}"
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
+    """Return the state of a registered checkpoint and the fields of its card, for --json."""
     status = cache.cache_status(registered)
+    stored = "part" if status.stored_bytes else "no"
     return {
         "name": registered.name,
-        "on_disk": "whole" if status.is_complete else "part" if status.stored_bytes else "no",
+        "on_disk": "whole" if status.is_complete else stored,
         "directory": str(status.directory),
         "stored_bytes": status.stored_bytes,
         "size_bytes": registered.size_bytes,
@@ -65,6 +68,7 @@ def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
 
 
 def _state(registered: RegisteredCheckpoint) -> str:
+    """Return whether a checkpoint is on disk, and its size, with Rich's markup."""
     status = cache.cache_status(registered)
     if status.is_complete:
         return f"[green]on disk[/green], {gigabytes(status.stored_bytes)}"

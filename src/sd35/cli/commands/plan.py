@@ -9,7 +9,14 @@ import typer
 from sd35.backends.registry import BACKENDS
 from sd35.cli.options import CHECKPOINT, AsJson, with_settings
 from sd35.errors import CheckpointError, InvalidSetting
-from sd35.planning.auto import AUTO, BEST_FIRST, candidates, network_sizes_of, with_capable_backend
+from sd35.planning.auto import (
+    AUTO,
+    BEST_FIRST,
+    candidates,
+    network_sizes_of,
+    no_candidate_message,
+    with_capable_backend,
+)
 from sd35.planning.fit import available_memory, memory_with_vram, plan_for
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import AvailableMemory, Plan
@@ -57,7 +64,7 @@ def plan(
     settings = with_capable_backend(settings, [network_sizes_of(name, settings) for name in names])
     memory = memory_with_vram(settings) if settings.vram else available_memory(settings)
     if AUTO in settings.checkpoints:
-        names = [_auto(settings, memory) if name == AUTO else name for name in settings.checkpoints]
+        names = [_choose_auto(settings, memory) if name == AUTO else name for name in settings.checkpoints]
     all_network_sizes = [network_sizes_of(name, settings) for name in names]
     result = plan_for(settings, all_network_sizes, memory)
     if width or height or rows:
@@ -72,17 +79,18 @@ def plan(
         sys.exit(1)
 
 
-def _auto(settings: Settings, memory: AvailableMemory) -> str:
-    """Return the checkpoint that `auto` picks. Raises CheckpointError if there is none."""
+def _choose_auto(settings: Settings, memory: AvailableMemory) -> str:
+    """Return the name of the checkpoint that `auto` would choose. Raises CheckpointError if it would choose none."""
     rejected = []
     for candidate in candidates(settings, memory):
         if candidate.obstacle is None:
             return candidate.name
         rejected.append(f"{candidate.name}: {candidate.obstacle}")
-    raise CheckpointError(f"--checkpoint {AUTO} finds no model to serve: {'; '.join(rejected)}")
+    raise CheckpointError(no_candidate_message("--checkpoint", rejected))
 
 
 def _workload(work: Workload, width: int | None, height: int | None, rows: int | None) -> Workload:
+    """Return `work` with the sizes that are given. Raises InvalidSetting for an invalid size."""
     for name, side in (("--width", width), ("--height", height)):
         if side is not None and (side <= 0 or side % SIZE_MULTIPLE_PX):
             raise InvalidSetting(f"{name}: got {side}; allowed: positive multiples of {SIZE_MULTIPLE_PX}")
@@ -90,7 +98,7 @@ def _workload(work: Workload, width: int | None, height: int | None, rows: int |
 
 
 def _alternatives(settings: Settings, plan: Plan) -> list[str]:
-    """Return what a narrower precision or another model would need. They are only shown, never chosen."""
+    """Return a line for each narrower precision and each other SD3.5 model: whether it fits, and its peak memory."""
     work, plans = plan.request.work, []
     for precision in BACKENDS[settings.backend].narrower.get(plan.request.precision, ()):
         narrower = settings.model_copy(update={"precision": precision})
@@ -100,10 +108,10 @@ def _alternatives(settings: Settings, plan: Plan) -> list[str]:
         if name not in names:
             network_sizes = network_sizes_of(name, settings)
             plans.append((f"{name} instead", plan_for(settings, [network_sizes], plan.available, work)))
-    return [f"{change}: {_outcome(each)}" for change, each in plans]
+    return [f"{change}: {_describe_fit(alternative)}" for change, alternative in plans]
 
 
-def _outcome(plan: Plan) -> str:
+def _describe_fit(plan: Plan) -> str:
     if plan.chosen is None:
         return "does not fit"
     return f"fits with offload {plan.chosen.name!r}, {size_text(plan.chosen.peak_bytes)} at the peak"

@@ -46,6 +46,7 @@ def pull(name: Name, *, settings: Settings) -> None:
 
 
 def _download(registered: RegisteredCheckpoint) -> None:
+    """Download the missing files of a checkpoint, with a progress bar."""
     name, plan = registered.name, plan_download(registered)
     if not plan.missing:
         print(f"{name}: on disk in {cache.cache_paths(registered).snapshot}")

@@ -42,7 +42,7 @@ def replay(
       sd35 replay out.png
       sd35 replay out.png --backend diffusers --json
     """
-    stored_image = _read(file)
+    stored_image = _read_image(file)
     maker, request = stored_image.record.maker, stored_image.record.request
     profile = request.profile.split("/")
     settings = flags.load(
@@ -63,7 +63,8 @@ def replay(
         sys.exit(1)
 
 
-def _read(file: Path) -> EncodedImage:
+def _read_image(file: Path) -> EncodedImage:
+    """Read a PNG file with a record. Raises NotReplayable."""
     try:
         return read_stored_image(file.read_bytes())
     except OSError as error:
@@ -78,13 +79,14 @@ def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path
     if request.model not in by_name:
         names = ", ".join(by_name)
         raise CheckpointError(
-            f"{file} was generated with the model {request.model!r}, but only {names} is loaded; give its name or"
-            " directory with --checkpoint"
+            f"{file} was generated with the model {request.model!r}, but the checkpoints are {names}; name that model,"
+            " or its directory, with --checkpoint"
         )
     return by_name[request.model]
 
 
 def _as_text(file: Path, stored_image: EncodedImage, verdict: Verdict) -> str:
+    """Return the lines that are printed without --json."""
     lines = [f"{file}: {verdict.outcome}"]
     if verdict.outcome != "same bytes" and verdict.max_difference is not None:
         lines.append(

@@ -80,36 +80,43 @@ def simulate(
     if not (math.isfinite(rps) and rps > 0):
         raise InvalidSetting(f"--rps: got {rps}; allowed: a number above 0")
     times = StepTimes.read(step_times)
-    shapes = _measured_shapes(times, size or ())
+    shapes = _find_measured(times, size or ())
     guidance = guidance_scale or [times.guidance_scale]
     load = Load(rps, requests, steps or [times.steps], guidance, shapes, clients, seed)
     memory_bytes = settings.memory_mb * 10**6 or int(FREE_MEMORY_SHARE * times.memory_bytes)
     try:
         report = run_simulation(times, load, limits_of(settings, memory_bytes), devices)
     except InvalidRequest as error:
-        raise InvalidSetting(f"--memory-mb: {error}") from error
+        raise InvalidSetting(f"{error}. Raise --memory-mb, or choose smaller sizes with --size") from error
     if as_json:
         print(json.dumps(_as_dict(report)))
     else:
         _show(report, load, devices)
 
 
-def _measured_shapes(times: StepTimes, sizes: Sequence[str]) -> list[ShapeTimes]:
-    """Return the measured times of the given sizes, or of all. Raises InvalidSetting for a size not measured."""
-    measured = {(entry.width_px, entry.height_px): entry for entry in times.shapes}
+def _find_measured(times: StepTimes, sizes: Sequence[str]) -> list[ShapeTimes]:
+    """Return the measured times of the given sizes, or of all measured sizes if none is given.
+
+    Raises InvalidSetting for a size that was not measured.
+    """
+    measured = {(shape.width_px, shape.height_px): shape for shape in times.shapes}
     requested = [parse_size(text) for text in sizes] or list(measured)
-    if missing := [size for size in requested if size not in measured]:
-        known = ", ".join("{}x{}".format(*size) for size in measured)
-        raise InvalidSetting("--size: got {}x{}; allowed, as measured: ".format(*missing[0]) + known)
+    for width_px, height_px in requested:
+        if (width_px, height_px) not in measured:
+            allowed = ", ".join(f"{shape.width_px}x{shape.height_px}" for shape in times.shapes)
+            raise InvalidSetting(
+                f"--size: got {width_px}x{height_px}, which is not in the file of --step-times; allowed: {allowed}"
+            )
     return [measured[size] for size in requested]
 
 
 def _as_dict(report: Report) -> dict[str, object]:
+    """Return a report for --json. `latency_s` has the percentiles of all images, and of each number of steps."""
     latency_s = {
         "all" if steps is None else str(steps): {
             f"p{percent}": round(report.percentile_s(percent, steps), 4) for percent in _PERCENTILES
         }
-        for steps in _rows(report)
+        for steps in _step_counts(report)
     }
     return {
         "latency_s": latency_s,
@@ -120,14 +127,20 @@ def _as_dict(report: Report) -> dict[str, object]:
     }
 
 
-def _rows(report: Report) -> list[int | None]:
-    """Return the numbers of steps that get their own row. None stands for all images."""
-    return [None, *sorted(report.latencies_s)] if len(report.latencies_s) > 1 else [None] * bool(report.finished)
+def _step_counts(report: Report) -> list[int | None]:
+    """Return the step count of each row in the table of latencies. None stands for all images.
+
+    Each step count has a row if there are several. Without finished images, there are no rows.
+    """
+    if not report.finished:
+        return []
+    return [None, *(sorted(report.latencies_s) if len(report.latencies_s) > 1 else ())]
 
 
 def _show(report: Report, load: Load, devices: int) -> None:
+    """Print the latencies by number of steps, the utilisation of the devices and the refused requests."""
     table = Table("images", *(f"p{percent}" for percent in _PERCENTILES), box=None, pad_edge=False)
-    for steps in _rows(report):
+    for steps in _step_counts(report):
         figures = (f"{report.percentile_s(percent, steps):.2f} s" for percent in _PERCENTILES)
         table.add_row("all" if steps is None else f"{steps} steps", *figures)
     console = Console(highlight=False)

@@ -37,9 +37,9 @@ def storage() -> None:
 def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     """Check every stored image, and list those that are damaged or missing.
 
-    Compares each file with the checksum that was recorded when it was written. If an older version recorded none, checks
-    the CRCs of the PNG file and its record instead. Changes nothing; the service may keep running. Exits with 1 if an
-    image is damaged or missing.
+    Compares each file with the checksum that was recorded when it was written. Files of older versions have no recorded
+    checksum: for these, checks the CRCs of the PNG format and the record. Changes nothing, so the service may keep
+    running. Exits with 1 if an image is damaged or missing.
 
     [bold]Examples[/bold]
 
@@ -49,7 +49,8 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     """
     if settings.image_store == MEMORY:
         raise InvalidSetting(
-            f"image_store: got {MEMORY!r}; allowed here: a directory or an object store, which outlives the service"
+            f"image_store: got {MEMORY!r}; allowed here: a directory or an object store, because images in memory end"
+            " with the service"
         )
     blobs = open_blob_store(settings, check=False)
     with closing(open_database(database_url(settings), upgrade=False)) as database:
@@ -63,6 +64,7 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
 
 
 def _show(report: VerificationReport) -> None:
+    """Print a line for each damaged file and each missing image, then the totals."""
     for damage in report.damaged:
         print(f"damaged  {damage.file}: {damage.reason}")
     for digest in report.missing:

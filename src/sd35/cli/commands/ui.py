@@ -32,10 +32,13 @@ app = typer.Typer()
 
 
 class _Server(UiServer):
-    """A server that a signal stops with exit code 0."""
+    """A server that stops with exit code 0 after SIGINT or SIGTERM."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
-        """Shut down. uvicorn's own handler would raise the signal again."""
+        """Shut down, or end at once after a second signal.
+
+        uvicorn's own handler would raise the signal again after the shutdown, and so end with another exit code.
+        """
         self.force_exit, self.should_exit = self.should_exit, True
 
 
@@ -70,13 +73,20 @@ def ui(
 
 
 def _check_server(server: str) -> None:
-    """Raise InvalidSetting for an invalid address, or one with a query or a password, since every visitor sees it."""
+    """Raise InvalidSetting if the address is invalid, or has a query, a fragment or a password.
+
+    Every visitor can see the address, so it must not have a password.
+    """
     address = urlsplit(server) if is_address(server, ("http", "https")) else None
     if address is None or address.query or address.fragment or "@" in address.netloc:
-        raise InvalidSetting(f"--server: got {server!r}; allowed: an address such as http://127.0.0.1:8000")
+        raise InvalidSetting(
+            f"--server: got {server!r}; allowed: an http or https address without a password or query, such as"
+            " http://127.0.0.1:8000"
+        )
 
 
 def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -> FastAPI:
+    """Create the app: the user interface for the service `server`, reachable at `address`."""
     from sd35.ui.app import UiApp  # imports Gradio
 
     page = UiApp(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True)
@@ -104,9 +114,10 @@ def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -
 
 
 async def _has_keys() -> bool:
-    return False  # unknown here: only the service itself knows
+    return False  # only the service knows; False makes `BrowserProtection` check every request
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    """Return the response to a request that `BrowserProtection` refuses."""
     assert isinstance(error, Sd35Error)
     return error_response(request.scope, ApiError.from_error(error))

@@ -88,5 +88,8 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         precisions = get_args(Precision)
         backend, slash, precision = (value or "").partition("/")
         if value is not None and (not backend or (slash and precision not in precisions)):
-            raise ValueError(f"allowed: BACKEND or BACKEND/PRECISION; precisions: {', '.join(precisions)}")
+            raise ValueError(
+                "allowed: BACKEND or BACKEND/PRECISION, where BACKEND is onnx, openvino, diffusers or tensorrt, and"
+                f" PRECISION is one of {', '.join(precisions)}"
+            )
         return value
