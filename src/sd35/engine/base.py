@@ -1,7 +1,7 @@
 """The engine's interface. Everything that crosses it is plain data that can be pickled.
 
-Callers import only this module. `sd35.engine.local.engine.LocalEngine` implements it in this process. An engine in
-another process or on another machine can replace it.
+Callers import only this module and `sd35.engine.model_info`. `sd35.engine.local.engine.LocalEngine` implements the
+interface in this process. An engine in another process or on another machine can replace it.
 """
 
 from collections.abc import Callable, Hashable, Mapping

@@ -14,7 +14,7 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
         0,
         ge=0,
         description="Rate limit of each API key (of each client address if there are no keys): requests per minute."
-        " Requests for images and downloads of image files count. 0 is unlimited.",
+        " Requests for images count, and files sent to `/sdapi/v1/png-info`. 0 is unlimited.",
     )
     concurrency: Annotated[int, Flag("IMAGES")] = Field(
         0,
