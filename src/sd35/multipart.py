@@ -45,7 +45,7 @@ class FormReader:
 
     def __init__(self, boundary: bytes, max_parts: int) -> None:
         if not boundary:
-            raise FormParserError("its content-type has no boundary")
+            raise FormParserError("its Content-Type has no boundary; let the client library set this header")
         self._parts: list[Part] = []
         self._max_parts, self._is_complete = max_parts, False
         self._header, self._value = bytearray(), bytearray()

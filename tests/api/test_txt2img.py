@@ -94,7 +94,11 @@ def test_headers_name_the_generated_size_and_truncated_prompts(client: TestClien
         ({"guidance_scale": 10**400}, "guidance_scale", "0 to 30"),
         ({"skip_layer_scale": 10.1}, "skip_layer_scale", "0 to 10"),
         ({"skip_layer_scale": "2.8"}, "skip_layer_scale", "number"),
-        ({"skip_layer_scale": 2.8}, "skip_layer_scale", "0, because the checkpoint mini names no layers"),
+        (
+            {"skip_layer_scale": 2.8},
+            "skip_layer_scale",
+            "0, because the model mini does not support skip-layer guidance",
+        ),
         ({"seed": -1}, "seed", "0 to 4294967295"),
         ({"seed": 2**32}, "seed", "0 to 4294967295"),
         ({"width": 100}, "width", "multiple of 16"),

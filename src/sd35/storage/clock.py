@@ -82,7 +82,10 @@ class ClockStore(Protocol):
     """
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge the reading `now_s` with `judge`, and store the new record, in one transaction."""
+        """Decide whether the clock can be trusted if it now shows `now_s`, see `judge`. Store the new clock record.
+
+        One transaction reads the old record and stores the new one.
+        """
 
 
 def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:

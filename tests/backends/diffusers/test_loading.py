@@ -262,7 +262,7 @@ def test_incompatible_files_are_refused(medium: Path, tmp_path: Path):
     """Two files with the same part, a CLIP of the wrong width, a file with several checkpoints or with graphs."""
     vae = stability.single_file({"vae": states(medium)["vae"]})
     one, two = (write(tmp_path / f"{name}.safetensors", vae) for name in ("one", "two"))
-    with pytest.raises(CheckpointError, match=r"one.safetensors and .*two.safetensors both hold the vae"):
+    with pytest.raises(CheckpointError, match=r"one.safetensors and .*two.safetensors both contain the vae"):
         open_backend("diffusers", open_checkpoint(str(medium), None, [one, two]), Options(device="cpu"))
     table = {"text_model.embeddings.token_embedding.weight": torch.ones(4, 7)}
     wrong_width = write(tmp_path / "clip.safetensors", table)

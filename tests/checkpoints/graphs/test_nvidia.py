@@ -47,7 +47,7 @@ def test_weights_come_from_the_graphs_and_the_rest_from_the_base_checkpoint(
 def test_graphs_without_a_base_checkpoint_are_refused(directory: Path) -> None:
     """The error names the option."""
     with pytest.raises(
-        CheckpointError, match=r"no tokenizers and configurations.*--base-checkpoint \(SD35_BASE_CHECKPOINT\)"
+        CheckpointError, match=r"no tokenizers or configurations.*--base-checkpoint \(SD35_BASE_CHECKPOINT\)"
     ):
         open_checkpoint(str(directory))
 

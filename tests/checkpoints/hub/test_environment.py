@@ -130,7 +130,7 @@ def test_a_variable_that_breaks_the_librarys_import_is_named(
         ("HTTPS_PROXY", "socks9://me:secret@proxy", "HTTPS_PROXY: got an address that cannot be used"),
         ("HTTP_PROXY", "http://me:secret@[::1", "HTTP_PROXY: got an address that cannot be used"),
         ("ALL_PROXY", "http://me:secret@proxy:99999", "ALL_PROXY: got an address that cannot be used"),
-        ("ALL_PROXY", "socks5://me:secret@proxy", "ALL_PROXY: .*; SOCKS 5 needs the package socksio"),
+        ("ALL_PROXY", "socks5://me:secret@proxy", r"ALL_PROXY: .* \(SOCKS 5 needs the package socksio\)"),
         (
             "SSL_CERT_FILE",
             "/nowhere/certificates",

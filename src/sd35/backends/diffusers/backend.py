@@ -225,7 +225,7 @@ def _resolve_device(name: str) -> torch.device:
         raise InvalidSetting(f"device: got {name!r}; the diffusers backend allows: auto, cpu, cuda, cuda:1, ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        reason = f"there is no device {name}, because PyTorch sees {count} CUDA devices"
+        reason = f"there is no device {name}: the number of CUDA devices that PyTorch sees is {count}"
         raise BackendUnavailable("diffusers", reason, "Choose another --device, such as auto or cpu.")
     return device
 

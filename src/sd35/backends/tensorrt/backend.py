@@ -213,9 +213,12 @@ def _resolve_device(name: str) -> torch.device:
     number = int(index or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number >= count:
-        raise BackendUnavailable(
-            "tensorrt",
-            f"there is no device cuda:{number}, because PyTorch {torch.__version__} sees {count} CUDA devices",
-            "Choose another --device." if torch.backends.cuda.is_built() else "Install a build of PyTorch for CUDA.",
-        )
+        reason = f"there is no device cuda:{number}: the number of devices that PyTorch sees is {count}"
+        if not torch.backends.cuda.is_built():
+            remedy = "Install a build of PyTorch for CUDA."
+        elif not count:
+            remedy = "Update NVIDIA's driver to the version that this PyTorch needs, or choose another --backend."
+        else:
+            remedy = f"Choose a --device from cuda:0 to cuda:{count - 1}."
+        raise BackendUnavailable("tensorrt", reason, remedy)
     return torch.device("cuda", number)

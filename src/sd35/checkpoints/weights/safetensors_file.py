@@ -56,7 +56,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
             raise _broken(file, f"{_printable(name)} to start at byte {expected}", f"byte {tensor.start}")
         expected += tensor.nbytes
     if size != expected:
-        raise _broken(file, f"{expected} bytes", f"{size}; it is truncated or was overwritten in part")
+        raise _broken(file, f"{expected} bytes", f"{size}, as of a truncated file")
     return tensors
 
 
@@ -93,7 +93,9 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
             known = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
-            raise _broken(file, "a safetensors file", known or f"{size} bytes of another or a truncated file")
+            if known:
+                raise CheckpointError(f"{file}: expected a safetensors file, found {known}")
+            raise _broken(file, "a safetensors file", f"{size} bytes of another or a truncated file")
         stream.seek(8)
         header = parse_json(stream.read(length))
     if not isinstance(header, dict):
@@ -105,7 +107,10 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _stored(file: Path, name: str, entry: object, data_start: int, data_bytes: int) -> Stored:
-    """Convert a tensor's entry in the header, with offsets from `data_start`. Raises CheckpointError if not valid."""
+    """Convert a tensor's entry in the header to its location in the file. The entry counts offsets from `data_start`.
+
+    Raises CheckpointError if the entry is not valid.
+    """
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if dtype in ITEM_BYTES and all(
             map(_is_size, (*shape, begin, end))
@@ -143,4 +148,4 @@ def _printable(name: str) -> str:
 
 def _broken(file: Path, expected: str, found: str) -> CheckpointError:
     """Build the error for a damaged file."""
-    return CheckpointError(f"{file}: expected {expected}, found {found}")
+    return CheckpointError(f"{file}: expected {expected}, found {found}; download the file again")

@@ -37,8 +37,8 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     body_timeout_s: Annotated[float, Flag("SECONDS")] = Field(
         30,
         gt=0,
-        description="Timeout, in seconds, for the headers of a request to arrive, and the same again for its body. A"
-        " later request gets the HTTP status 408.",
+        description="Timeout, in seconds, for the headers of a request to arrive, and again for its body. A"
+        " slower request gets the HTTP status 408.",
     )
     shutdown_grace_s: Annotated[float, Flag("SECONDS")] = Field(
         60,

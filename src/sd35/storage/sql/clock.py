@@ -16,7 +16,7 @@ class SqlClockStore:
         self._database = database
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge the reading `now_s` with `judge`, and store the new record."""
+        """See `ClockStore.read`."""
         columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s, clock.c.suspect_for_s
         with self._database.write(is_durable=False) as connection:
             # The lock on the row lets one process at a time judge a reading.
