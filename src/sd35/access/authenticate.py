@@ -14,7 +14,7 @@ from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.request import Request
 from sd35.threads import STORES
 
-KEY_CACHE_S = 5.0  # upper bound for a new or revoked key to take effect
+KEY_CACHE_S = 5.0  # after this time, a new key works, and a revoked key no longer works
 _RETRY_S = 1.0  # pause before an unavailable store is read again
 # Compared with a secret if its key is unknown, so that the response takes the same time as for a known key.
 _NO_KEY = Key("", "", "", Role.USER, 0.0)
@@ -110,7 +110,10 @@ class Authenticator:
         return Caller(key.id, key.role, key.quota, address, self._rate_limiter)
 
     async def has_keys(self) -> bool:
-        """Return whether the service has keys, so that callers need one. Raises StoreUnavailable if unknown."""
+        """Return whether the service has keys, so that callers need one.
+
+        Raises StoreUnavailable if the keys cannot be read.
+        """
         return bool(await self._keys())
 
     async def _keys(self) -> Mapping[str, Key]:

@@ -34,7 +34,10 @@ class Quota:
 
 @dataclass(frozen=True)
 class Key:
-    """A key as it is stored, with only the hash of its secret. The public `id` is the `owner` of jobs and images."""
+    """A key as it is stored, with only the hash of its secret. The public `id` is the `owner` of jobs and images.
+
+    Times are in seconds since 1970. `revoked_s` is None if the key is valid.
+    """
 
     id: str
     name: str

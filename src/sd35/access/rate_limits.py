@@ -97,8 +97,7 @@ class RateLimiter:
         """
         limit = self._limits(quota).concurrency
         if limit and self._images[client] >= limit:
-            running = self._images[client]
-            raise TooMany(f"this client already has {running} of at most {limit} images in progress", 1.0)
+            raise TooMany(f"this client has reached its limit of concurrent images, which is {limit}", 1.0)
         charge = self.charge(client, quota, pixels)
         charge.max_concurrent = min(images, limit - self._images[client]) if limit else images
         self._images[client] += charge.max_concurrent
@@ -138,16 +137,16 @@ class RateLimiter:
 
     def _check_left(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         """Raise TooMany if less than `amount` is left in a bucket, NotAllowed if a full bucket has less."""
-        limit = f"{bucket.limit} {bucket.unit} in {bucket.period_s:.0f} s"
+        limit = f"{bucket.limit} in {bucket.period_s:.0f} s"
         if amount > bucket.limit:
             raise NotAllowed(
-                f"this request takes {amount} {bucket.unit}, and this client's limit is {limit}; request fewer or"
+                f"this request takes {amount} {bucket.unit}, but this client may use only {limit}; request fewer or"
                 " smaller images"
             )
         full_at_s = max(now_s, self._full_at_s.get((bucket.client, bucket.unit), now_s))
         wait_s = full_at_s + bucket.refill_s(amount) - now_s - bucket.period_s  # until the amount is in the bucket
         if wait_s > _ROUNDING_S:
-            raise TooMany(f"this request needs more than is left of this client's limit of {limit}", wait_s)
+            raise TooMany(f"this request exceeds what is left of this client's limit ({bucket.unit}: {limit})", wait_s)
 
     def _use(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         """Take an amount from a bucket; a negative amount returns it. Delete full buckets if there are many."""

@@ -46,8 +46,8 @@ class KeysMarker:
         location = f"in {recorded}" if recorded and recorded != database else "in it"
         return (
             f"{database} has no API keys, but this service had keys {location}, as {self.path} records. The database"
-            " was removed or emptied, or the setting `database` names another one. Restore it, or create a new key:"
-            " sd35 keys add NAME. To serve everyone without keys instead: sd35 keys open"
+            " was removed or emptied, or the setting `database` names another one. Restore the database, correct the"
+            " setting, create a new key (`sd35 keys add NAME`), or serve everyone without keys (`sd35 keys open`)"
         )
 
 
@@ -82,22 +82,22 @@ class RequiredKeyStore:
 
     def keys(self) -> Sequence[Key]:
         """Return all keys, oldest first. Raises StoreUnavailable if they cannot be read or are lost."""
-        found = self._store.keys()
-        if self._are_lost(found):
+        keys = self._store.keys()
+        if self._are_lost(keys):
             # The paths are only in the log, because responses to clients never contain them.
             if not self._is_logged:
                 structlog.get_logger().error("the API keys are lost", reason=self._marker.loss_message(self._database))
             self._is_logged = True
             raise StoreUnavailable("the service has lost its API keys; its operator must restore them")
-        return found
+        return keys
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
         """Revoke a key and return it, or None if there is no such key."""
         return self._store.revoke(key_id, now_s)
 
-    def _are_lost(self, found: Sequence[Key]) -> bool:
-        """Return whether `found`, the keys in the store, is empty but the service had keys. Remembers existing keys."""
-        if found:
+    def _are_lost(self, keys: Sequence[Key]) -> bool:
+        """Return whether `keys`, the keys in the store, is empty but the service had keys. Remembers existing keys."""
+        if keys:
             self._remember_keys()
             return False
         return self._had_keys or self._marker.is_set

@@ -77,7 +77,7 @@ class JobRunner:
         if self._is_closing:
             raise NotReady("closing", _RETRY_S)
         if await self._count_queued() >= self._max_queued:
-            raise Overloaded(f"the job queue is full: {self._max_queued} jobs are waiting", _RETRY_S)
+            raise Overloaded(f"the job queue is full (maximum length: {self._max_queued})", _RETRY_S)
         job = await STORES.run(self.store.add, new_job(spec, time.time()))
         self._accepted_since_count += 1
         self._wake.set()
@@ -87,7 +87,7 @@ class JobRunner:
         """Cancel a job. Returns the job, or None if it is missing or belongs to another owner.
 
         A job that has ended stays as it is. If another process runs the job, that process notices when it next renews
-        its leases. Raises StoreUnavailable.
+        its leases. Raises StoreUnavailable if the job store does not answer.
         """
         job = await STORES.run(self.store.cancel, job_id, owner, time.time())
         if job and job.status is Status.CANCELLED:
@@ -99,7 +99,8 @@ class JobRunner:
     async def wait(self, job: Job) -> Job:
         """Wait until a job has ended, and return its final state.
 
-        Raises NotReady if the service closes or the job is deleted before it ends, and StoreUnavailable.
+        Raises NotReady if the service closes or the job is deleted before it ends, and StoreUnavailable if the job
+        store does not answer.
         """
         async for event in self.events(job, END - 1):  # only the event of the end
             if event.job:
@@ -142,7 +143,8 @@ class JobRunner:
     async def close(self, shutdown_grace_s: float) -> None:
         """Stop claiming jobs, and wait at most `shutdown_grace_s` seconds for the running jobs to end.
 
-        Then, cancel their tasks and queue the unfinished jobs again, for this service's next start or another process.
+        Then, cancel their tasks and queue the unfinished jobs again. Another process runs them, or this service after
+        its next start.
         """
         self._is_closing = True
         self._wake.set()
@@ -163,8 +165,9 @@ class JobRunner:
     async def _count_queued(self) -> int:
         """Return the number of queued jobs. The number may be up to `_POLL_S` seconds old.
 
-        Counting in the store reads all jobs. In between, this adds the jobs that this process has accepted since the
-        last count. If the queue then seems full, the store counts again, so no job is refused because of an old count.
+        The store reads all jobs to count them. Between two counts, this adds the jobs that this process has accepted
+        since the last one. If the queue then seems full, the store counts again, so that no job is refused because of
+        an old count.
         """
         is_full = self._counted + self._accepted_since_count >= self._max_queued
         if is_full or time.monotonic() >= self._recount_at_s:
@@ -229,9 +232,10 @@ class JobRunner:
             await self._end_job(job, result)
 
     async def _generate_result(self, job: Job, progress: JobProgress) -> JobResult | Failure:
-        """Generate the image of a job. Returns its result, or the failure if that is not possible.
+        """Generate the image of a job. Returns the result of the job, or its failure.
 
-        Raises CancelledError if the engine is closing. The job is then claimed again later.
+        Raises CancelledError if the engine is not ready, for example because it is closing. The job stays unfinished,
+        and `close` queues it again.
         """
         try:
             image = await self._generate(job.spec, progress)
@@ -241,9 +245,7 @@ class JobRunner:
             return Failure(error.status, str(error))
         except Exception as error:  # noqa: BLE001  a job that triggers a bug must not be retried forever
             structlog.get_logger().exception("unexpected error")
-            return Failure(
-                500, f"unexpected error: {type(error).__name__}; find it in the server's log by the job's ID"
-            )
+            return Failure(500, f"unexpected error: {type(error).__name__}; see the server's log for this job's ID")
         if image.unstored:
             return Failure(image.unstored.status, str(image.unstored))
         return JobResult(image.request.digest, image.was_cached or image.was_shared, image.is_blurred)
@@ -257,7 +259,7 @@ class JobRunner:
         # Without API keys, the jobs of all clients count as one client in the engine's fair queue.
         requester = Requester(spec.owner, spec.owner or "jobs", spec.priority)
         while True:
-            # The request may be from before a restart of the service, with another checkpoint of the model's name.
+            # The job may be older than the last start of the service, and the model's checkpoint may be another now.
             request = self.generation_service.pool.renewed(spec.request)
             try:
                 progress.digest = request.digest
@@ -270,7 +272,7 @@ class JobRunner:
                 return await self._store_again(image, spec.owner)
 
     async def _store_again(self, image: GenerationResult, owner: str) -> GenerationResult:
-        """If an image could not be stored, try again for about a minute. Returns the result of the last attempt."""
+        """Store an image that could not be stored: try for about a minute. Returns the result of the last attempt."""
         for wait_s in _STORE_RETRY_WAITS_S:
             if image.unstored is None:
                 break

@@ -32,7 +32,7 @@ class AtomicWriter:
     def prepare(self) -> None:
         """Create the directories, and delete the files that killed processes left in `staging`.
 
-        Raises OSError if a directory cannot be created or written to.
+        Raises OSError if that fails.
         """
         self._directory.mkdir(PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         self._staging.mkdir(PRIVATE_DIRECTORY, exist_ok=True)
@@ -43,9 +43,9 @@ class AtomicWriter:
                     file.unlink()
 
     def write_once(self, name: str, content: bytes) -> bool:
-        """Write a new file and sync it to the disk. Returns False and changes nothing if the file exists.
+        """Write a new file and sync its content to the disk. Returns False and changes nothing if the file exists.
 
-        Raises OSError if it cannot be written.
+        Raises OSError if the file cannot be written.
         """
         path = self._directory / name
         with self._staged(content) as staged:
@@ -60,7 +60,7 @@ class AtomicWriter:
             return True
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a file, replacing an existing one, and sync it to the disk. Raises OSError if it cannot be written."""
+        """Write a file, replacing an existing one, and sync its content to the disk. Raises OSError if that fails."""
         path = self._directory / name
         with self._staged(content) as staged:
             _run_with_parent(path, lambda: staged.replace(path))
@@ -112,7 +112,7 @@ def _run_with_parent(path: Path, operation: Callable[[], object]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a new file and sync it to the disk. Raises OSError.
+    """Write a new file and sync its content to the disk. Raises OSError if that fails.
 
     Calls the operating system directly. Python's file objects make twice as many system calls, and each call releases
     the GIL, so another thread may run before this one continues.

@@ -1,11 +1,11 @@
 """Decide whether the wall clock can be trusted, before anything is deleted by age.
 
 A single reading cannot distinguish a wrong clock from a server that was off for months. After a jump of the clock,
-nothing is deleted by age until the clock jumps back, or until a server has run with the new time for a day. (If data is
-kept for less than a day, it must run for that period.) The operator has this day to notice a wrong clock. If the server
-was off for months, it deletes old data a day later.
+nothing is deleted by age until the clock jumps back, or until a server has run with the new time for a day. If data is
+kept for less than a day, the server must run for that period instead. The operator has this time to notice a wrong
+clock. If the server was off for months, it deletes old data a day later.
 
-The day consists of the intervals between two readings of a running server. A clock that shows another wrong time after
+The day is the sum of the intervals between readings of a running server. A clock that shows another wrong time after
 each start is therefore never trusted.
 """
 
@@ -25,7 +25,7 @@ class ClockRecord:
 
     Attributes:
         trusted_s: The last trusted reading. None in a new database.
-        suspect_since_s: The first reading that is not trusted. None if the last reading was trusted.
+        suspect_since_s: The earliest reading that is not trusted. None if the last reading was trusted.
         suspect_last_s: The last reading that is not trusted. None if the last reading was trusted.
         suspect_for_s: How long a server has run since the clock jumped, in seconds.
     """
@@ -52,8 +52,8 @@ class ClockRules(NamedTuple):
         """Return rules for a retention period in seconds. None means that nothing is deleted by age.
 
         A change of a quarter of the period is plausible, so data is kept for at least three quarters of the period. A
-        new time is trusted after a day, or after the period if the period is shorter. A jump of the clock therefore at
-        most doubles a short period, which an operator may have chosen for privacy.
+        new time is trusted after a day, or after the period if the period is shorter. After a jump of the clock, data
+        with a short period is therefore kept for at most twice that period. Operators choose short periods for privacy.
         """
         if retention_s is None:
             return cls(plausible_s=7 * _DAY_S, confirmed_s=_DAY_S)
@@ -82,14 +82,17 @@ class ClockStore(Protocol):
     """
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Decide whether the clock can be trusted if it now shows `now_s`, see `judge`. Store the new clock record.
+        """Decide with `judge` whether the clock can be trusted if it now shows `now_s`. Returns the decision.
 
-        One transaction reads the old record and stores the new one.
+        One transaction reads the old clock record and stores the new one.
         """
 
 
 def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
-    """Decide from the earlier readings whether the reading `now_s`, in seconds since 1970, is trusted."""
+    """Decide from the earlier readings whether the reading `now_s`, in seconds since 1970, is trusted.
+
+    Returns the decision and the new clock record. Stores nothing.
+    """
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
     misdated, for_s = None, 0.0
     if trusted_s is None:
@@ -98,7 +101,7 @@ def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
         is_trusted = abs(now_s - trusted_s) <= rules.plausible_s
         since_s = now_s
     elif abs(now_s - trusted_s - (last_s - since_s)) <= rules.plausible_s:
-        # The clock has jumped back. The wrong clock has measured how much time passed since the last trusted reading.
+        # The clock has jumped back. While it was wrong, it still measured how much time passed: `last_s - since_s`.
         is_trusted = True
         misdated = since_s - _MARGIN_S, last_s + _MARGIN_S
     elif abs(now_s - last_s) <= rules.plausible_s:  # the clock continues from the suspect reading

@@ -46,8 +46,10 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
         upgrade: If false, a missing or outdated database is an error and nothing is changed.
 
     Raises:
-        InvalidSetting: The URL is not allowed, or a package is missing. The message never contains a password.
-        StoreUnavailable: The database does not answer, or another version of this project created its tables.
+        InvalidSetting: The URL is not allowed, the package for PostgreSQL is not installed, or SQLite's file is missing
+            and `upgrade` is false. The message never contains a password.
+        StoreUnavailable: The database cannot be used, or a newer version of this project created its tables. If
+            `upgrade` is false, also if an older version created them, or if there are none.
     """
     if url == MEMORY:
         return Database(MemoryJobStore(), MemoryKeyStore(), MemoryOwnershipIndex(), MemoryClockStore(), MEMORY)
@@ -61,8 +63,8 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
     parsed = parse_url(url, _ALLOWED)
     if parsed.drivername == "sqlite" and not upgrade and not Path(parsed.database or "").exists():
         raise InvalidSetting(
-            f"database: {parsed.database} does not exist. The service creates it at its first start; start it with"
-            " `sd35 serve`, or correct the setting data_dir or database"
+            f"database: {parsed.database} does not exist. Create it by starting the service once (`sd35 serve`), or"
+            " correct the setting data_dir or database"
         )
     database = SqlDatabase(parsed, wait_s)
     try:

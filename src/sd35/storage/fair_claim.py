@@ -26,7 +26,7 @@ def choose_fairly(candidates: Iterable[Candidate], running: Mapping[str, int], l
         limit: Maximum number of jobs to choose.
     """
     running_count = Counter(running)
-    ranked = []  # each with the number of jobs that its owner will have running before it
+    ranked = []  # tuples: number of jobs of the owner that run before this one, urgency, candidate
     for candidate in sorted(candidates, key=_urgency):
         ranked.append((running_count[candidate.owner], *_urgency(candidate), candidate))
         running_count[candidate.owner] += 1

@@ -1,7 +1,7 @@
 """Store of images: files in a blob store, and the owners of the images in an index.
 
-The order of the writes keeps the two consistent: every owned image has a file, and every file has an owner. Each file
-is compared with its recorded checksums when it is read. A damaged file is never returned.
+The order of the writes ensures that every file has an owner. After a crash, an owned image may have no file. It then
+counts as missing. Each file is compared with its recorded checksums when it is read. A damaged file is never returned.
 """
 
 import threading
@@ -39,7 +39,7 @@ class ImageStore:
         self._on_damage = on_damage
 
     def add(self, name: str, digest: str, owner: str, png: bytes, *, was_stored: bool = False) -> None:
-        """Add an owner to an image, and write its file.
+        """Add an owner to an image, and write the file of the image.
 
         The owner is added first, because a file without an owner would never be removed. Then the checksum is added,
         because a reader would otherwise treat the new file as damaged.

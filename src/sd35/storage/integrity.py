@@ -2,7 +2,7 @@
 
 A file is compared with the checksums that were recorded when it was written. Early versions of this project recorded
 none. For a file without checksums, the CRCs of its PNG chunks and its record are checked instead. The record is the
-texts in the file that say how the image was made.
+texts in the file that describe how the image was generated.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def _check_png(name: str, content: bytes) -> None:
         raise DamagedFile("it is empty" if not content else "it does not begin with the signature of a PNG file")
     kinds, texts = _read_chunks(content)
     if kinds[:1] != [b"IHDR"] or b"IDAT" not in kinds:
-        raise DamagedFile("it has no image data")
+        raise DamagedFile("it has no header or no image data")
     digest = digest_of(name)
     has_record = name == name_of(digest)  # a blurred image has none, so that nobody can regenerate the original
     if has_record and not _is_record_of(digest, texts):
@@ -88,10 +88,10 @@ def _read_chunks(content: bytes) -> tuple[list[bytes], dict[str, bytes]]:
             if chunk.kind == b"iTXt":
                 keyword, _, text = content[chunk.start : chunk.end].partition(_ITXT_KEYWORD_END)
                 texts[keyword.decode("latin-1")] = text
-    except NotReplayable as error:  # the file has too many chunks
-        raise DamagedFile(str(error)) from error
+    except NotReplayable as error:
+        raise DamagedFile("it has too many chunks") from error
     if kinds[-1:] != [b"IEND"]:
-        raise DamagedFile(f"it ends too early, after {len(content)} bytes")
+        raise DamagedFile(f"it ends too early, at byte {len(content)}")
     if end != len(content):
-        raise DamagedFile(f"{len(content) - end} bytes follow its end")
+        raise DamagedFile(f"it continues after its last chunk, at byte {end}")
     return kinds, texts

@@ -34,7 +34,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a client specifies when it creates a job.
+    """The properties of a job that are fixed when a client creates it.
 
     Attributes:
         request: The image to generate.
@@ -104,7 +104,7 @@ class Receiver(NamedTuple):
 
     @classmethod
     def from_url(cls, owner: str, url: str) -> "Receiver":
-        """Return the receiver of a URL.
+        """Return the receiver of the webhooks that `owner` has sent to `url`.
 
         The host is in lower-case ASCII, without a final dot. It is "" if the URL is invalid. The HTTP client that sends
         the webhook parses the URL here too, because another parser might find another host.
@@ -146,7 +146,7 @@ class JobStore(Protocol):
     Each call is one transaction, except `sweep`.
 
     A method that takes an `owner` treats jobs of other owners as missing. `owner=None` is an administrator, who sees
-    all jobs. A `holder` is the ID of a process that runs jobs. A webhook is due when it should be sent now.
+    all jobs. A `holder` is the ID of a process that runs jobs. A webhook is due if it is to be sent now.
     """
 
     def add(self, job: Job) -> Job:
@@ -182,8 +182,9 @@ class JobStore(Protocol):
         first, then the job with the highest priority, then the oldest job. No job goes to two holders.
 
         First, if leases of other holders have expired, their jobs are queued again, in their old places. The holders
-        lose these jobs, even if this call does not claim them. A lease expires `lease_s` after the last `claim` or
-        `renew`, by the store's own clock. It expires earlier if the store knows that the holder's process has ended.
+        lose these jobs, even if this call does not claim them. A lease expires `lease_s` after the job was claimed or
+        the lease was last renewed, by the store's own clock. It expires earlier if the store knows that the holder's
+        process has ended.
 
         Args:
             holder: ID of the process that claims.
@@ -214,7 +215,7 @@ class JobStore(Protocol):
         """Return the number of jobs of each status."""
 
     def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
-        """Count the due webhooks of each receiver, in any order."""
+        """Return the number of due webhooks of each receiver that has any. The receivers are in any order."""
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
         """Claim up to `limits[receiver]` due webhooks of each receiver. Returns them, the longest due first.
@@ -229,7 +230,7 @@ class JobStore(Protocol):
         """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change end times of jobs from `from_s` to `until_s` to `now_s`, because the clock was wrong in that time.
+        """Set the end times of jobs between `from_s` and `until_s` to `now_s`, because the clock was wrong then.
 
         `until_s=None` means no upper bound. All times are in seconds since 1970.
         """

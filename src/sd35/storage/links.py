@@ -19,7 +19,7 @@ DEFAULT_LIFETIME_S = 3600
 MAX_LIFETIME_S = 7 * 24 * 3600  # as for S3's presigned URLs
 _MIN_SECRET_BYTES = 16  # as in the setting `link_secret`
 _EXPIRES, _SIGNATURE = "expires", "signature"
-_PURPOSE = b"sd35 link 1\n"  # the start of all that is signed, so that no signature for another purpose is valid here
+_PURPOSE = b"sd35 link 1\n"  # the start of each signed text, so that signatures for another purpose are not valid here
 
 
 class Links:
@@ -37,7 +37,8 @@ class Links:
     def from_settings(cls, settings: Settings) -> "Links":
         """Use the setting `link_secret`. If it is not set, use the secret stored in `data_dir`.
 
-        The first call generates the stored secret. Raises InvalidSetting if it cannot be stored, or if it is damaged.
+        The first call generates the stored secret. Raises InvalidSetting if the file of the secret cannot be written or
+        read, or if it is too short.
         """
         if settings.link_secret:
             secret = settings.link_secret.get_secret_value().encode()
@@ -74,7 +75,7 @@ class Links:
         query = [pair for pair in parameters if pair[0] != _SIGNATURE]
         expected = self._signature(path, query).encode()
         if len(signatures) != 1 or not hmac.compare_digest(signatures[0].encode("utf-8", "replace"), expected):
-            raise LinkRefused("signature: not valid for this URL; use the link exactly as you received it")
+            raise LinkRefused("signature: not valid for this URL; use the link unchanged, or request a new one")
         # The signature is valid, so `sign` wrote the expiry time, and it is a number.
         if int(dict(query)[_EXPIRES]) <= now_s:
             raise LinkRefused("expires: this link has expired; request a new one")
@@ -114,8 +115,8 @@ def _load_or_create_secret(settings: Settings) -> bytes:
         secret = path.read_bytes()
     except OSError as error:
         raise InvalidSetting(
-            f"link_secret: not set, and a generated secret cannot be stored in {path} ({error.strerror or error}); set"
-            " link_secret, or make data_dir writable"
+            f"link_secret: not set, and a secret cannot be stored in or read from {path} ({error.strerror or error});"
+            " set link_secret, or give this process access to data_dir and its files"
         ) from error
     if len(secret) < _MIN_SECRET_BYTES:  # with an empty secret, anyone could sign links
         raise InvalidSetting(

@@ -44,7 +44,7 @@ class OwnershipIndex(Protocol):
         """Return the first `limit` digests of owned images that are greater than `after`, in ascending order."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change dates from `from_s` to `until_s` to `now_s`, because the clock was wrong in that time.
+        """Set the dates between `from_s` and `until_s` to `now_s`, because the clock was wrong in that time.
 
         `until_s=None` means no upper bound.
         """

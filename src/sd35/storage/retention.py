@@ -12,7 +12,7 @@ from sd35.storage.database import Database
 from sd35.storage.images import ImageStore
 
 _PAGE = 100  # images to delete per query
-# Younger images are never deleted: clients may still wait for them, and a job writes its image before it ends.
+# The size limit deletes no younger images: clients may still wait for them, and a job writes its image before it ends.
 _MIN_AGE_S = 600.0
 _MAX_SKEW_S = 600.0  # between the clocks of several machines
 _DAY_S, _GB = 24 * 3600.0, 10**9
@@ -22,8 +22,8 @@ _DAY_S, _GB = 24 * 3600.0, 10**9
 class Retention:
     """Deletes images older than `retention_s`, and the oldest ones beyond `retention_bytes`. None disables a bound.
 
-    The age of an image counts from the last request for it. Images of the last ten minutes are never deleted, so the
-    images generated in that time may exceed `retention_bytes`.
+    The age of an image counts from the last request for it. The size limit never deletes images that were requested in
+    the last ten minutes, so these images may exceed `retention_bytes`.
     """
 
     images: ImageStore
@@ -32,7 +32,7 @@ class Retention:
 
     @classmethod
     def from_settings(cls, settings: Settings, images: ImageStore) -> "Retention":
-        """Use the bounds of the settings. 0 disables a bound."""
+        """Use the settings `retention_days` and `retention_gb` as bounds. 0 disables a bound."""
         return cls(images, settings.retention_days * _DAY_S or None, int(settings.retention_gb * _GB) or None)
 
     def sweep(self, now_s: float, *, by_age: bool = True) -> int:
@@ -68,10 +68,10 @@ class SweepResult(NamedTuple):
 
 
 class Sweeper:
-    """Deletes images and jobs past their retention period.
+    """Deletes old jobs, and has `retention` delete images. Deletes nothing by age while the clock cannot be trusted.
 
     Args:
-        retention: The bounds of images.
+        retention: Deletes images that exceed its bounds.
         database: The database with the jobs, the owners of images, and the clock record.
         retention_s: How long to keep jobs after they have ended, in seconds. None is unlimited.
     """
@@ -89,8 +89,8 @@ class Sweeper:
     def sweep(self, now_s: float) -> SweepResult:
         """Delete old jobs, old images, and images beyond the size limit. Blocks.
 
-        While the clock cannot be trusted, only the size limit applies. It deletes no more than the excess, whatever the
-        clock shows. Raises StoreUnavailable if a store does not answer.
+        While the clock cannot be trusted, only the size limit applies: with any clock, it deletes no more than the
+        excess. Raises StoreUnavailable if a store does not answer.
         """
         reading = self._database.clock.read(now_s, self._rules)
         self._log_changes(reading.record, now_s)
@@ -105,7 +105,7 @@ class Sweeper:
         return SweepResult(images, jobs)
 
     def _redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change dates of images and jobs from `from_s` to `until_s` to `now_s`. None means no upper bound."""
+        """Set dates of images and jobs between `from_s` and `until_s` to `now_s`. None means no upper bound."""
         self._database.ownership.redate(from_s, until_s, now_s)
         self._database.jobs.redate(from_s, until_s, now_s)
 

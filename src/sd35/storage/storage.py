@@ -23,7 +23,8 @@ class Storage(NamedTuple):
         """Open the stores from the settings.
 
         Raises:
-            InvalidSetting: A setting is wrong, a directory cannot be written to, or the service has lost its API keys.
+            InvalidSetting: A setting is wrong, a directory or the image store cannot be used, or the service has lost
+                its API keys.
             StoreUnavailable: The database cannot be used.
         """
         # If all three settings are set, no store is in `data_dir`.

@@ -10,7 +10,7 @@ from sd35.storage.names import digest_of, names_of
 from sd35.storage.ownership import OwnershipIndex
 
 _PAGE = 10_000  # digests per query
-_MAX_CONSECUTIVE_ERRORS = 3  # with so many unreadable files in a row, the store has failed, rather than the files
+_MAX_CONSECUTIVE_ERRORS = 3  # after this many unreadable files in a row, the store itself has failed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def verify_images(images: ImageStore) -> VerificationReport:
     """Compare every file with its checksums, and find files without owners and owned images without files.
 
     A running service may write and delete images meanwhile, so images that seem missing are looked up again at the end.
-    Raises StoreUnavailable if the blob store or the index does not answer.
+    A file that cannot be read counts as damaged. After three of these in a row, or if the index does not answer, raises
+    StoreUnavailable.
     """
     blobs, index = images.blobs, images.ownership
     report = VerificationReport()
@@ -69,7 +70,7 @@ def verify_images(images: ImageStore) -> VerificationReport:
             digest = digest_of(name)
             report.files += 1
             file_digests.add(digest)
-            if digest not in owned_digests and not index.owners(digest):  # nor has it got an owner meanwhile
+            if digest not in owned_digests and not index.owners(digest):  # nor now
                 report.without_owner += 1
     report.missing = [digest for digest in sorted(owned_digests - file_digests) if _is_missing(images, digest)]
     return report

@@ -75,7 +75,7 @@ def test_private_urls_are_accepted_if_they_are_allowed():
 
 def test_without_a_secret_webhooks_are_refused():
     """Receivers could not verify unsigned webhooks."""
-    with pytest.raises(InvalidRequest, match="no secret to sign webhooks with"):
+    with pytest.raises(InvalidRequest, match="the operator has not set SD35_WEBHOOK_SECRET"):
         check_url("https://example.com", load_settings())
     assert secret_of(load_settings()) is None
 

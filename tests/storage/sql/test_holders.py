@@ -134,7 +134,7 @@ def test_without_file_locks_leases_expire_by_time(
 def test_a_holder_that_cannot_lock_its_file_claims_nothing(stores: Database, directory: Path):
     """Other processes would treat it as dead."""
     directory.touch()
-    with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: (File exists|Not a directory)"):
+    with pytest.raises(StoreUnavailable, match=r"holders cannot contain lock files \((File exists|Not a directory)\)"):
         claimed(stores)
 
 

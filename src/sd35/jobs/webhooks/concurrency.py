@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from sd35.storage.jobs import DueWebhooks, Receiver
 
-MAX_IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4
-MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # these slots are among those above
+MAX_IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4  # maximum slots: in total, of an owner, of a host
+MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # the same for slow hosts; these slots are among those above
 _MAX_REMEMBERED = 10_000  # entries of each dict; the least recently used are removed first
 
 
@@ -23,7 +23,7 @@ class _Candidate(NamedTuple):
 
     Attributes:
         in_flight: Number of webhooks in flight to the host.
-        last_start: Number of the last start of a webhook to this receiver; 0 if it is not remembered.
+        last_start: Serial number of the last webhook started to this receiver; 0 if it is not remembered.
         oldest_s: When the oldest of its due webhooks became due, in seconds since 1970.
         receiver: Owner and host of the webhooks.
         due_count: Number of its due webhooks that are not chosen yet.

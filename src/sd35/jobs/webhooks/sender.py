@@ -20,7 +20,7 @@ from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
 Body = Callable[[str], bytes | None]  # returns the JSON of a job by its ID, or None if the job was deleted
-ATTEMPTS = 11  # with the waits below, the last attempt is a day after the first
+ATTEMPTS = 11  # with the waits below, the last attempt is about 26 hours after the first
 _FIRST_WAIT_S, _GROWTH, _MAX_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
 _ATTEMPT_S = WEBHOOK_LEASE_S / 4  # timeout of an attempt: DNS lookup, connection, and response
 _SLOW_S = _ATTEMPT_S / 3  # a host whose last attempt took longer is slow: see `concurrency`
@@ -31,6 +31,8 @@ _REST_S = 0.05  # minimum pause after looking for due webhooks
 
 def wait_s(attempts: int, jitter: float) -> float | None:
     """Return how long to wait before the next attempt, in seconds. Returns None if no attempt is left.
+
+    The first wait is about 5 s. Each following wait is four times as long, up to about 6 h.
 
     Args:
         attempts: Number of failed attempts so far.
@@ -138,7 +140,10 @@ class Sender:
             self._wake.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Try once to deliver a webhook, and store and log the result. Raises StoreUnavailable."""
+        """Try once to deliver a webhook, and store and log the result.
+
+        Raises StoreUnavailable if the job store does not answer.
+        """
         body = await STORES.run(self._body_of, delivery.job_id)
         if body is None:  # the job was deleted, and its webhook with it
             return

@@ -1,4 +1,4 @@
-"""Send HTTP requests to public addresses only. Each DNS lookup has its own thread."""
+"""Send HTTP requests only to allowed addresses: by default, public ones. Each DNS lookup has its own thread."""
 
 import asyncio
 import socket
@@ -31,8 +31,8 @@ class Resolver:
     send the webhook. Therefore, lookups do not use a shared thread pool, which would run out of threads. Their threads
     are daemons, so they do not delay the exit of the process.
 
-    Each lookup has its own thread, so the caller must limit the number of hosts that it looks up at a time. A host
-    counts until its `running` lookup has ended.
+    Each lookup has its own thread, so the caller must limit the number of lookups at a time. A lookup may outlast the
+    call of `resolve` that started it: see `running`.
 
     Args:
         lookup: Returns the IP addresses of a host, like `look_up`.

@@ -48,7 +48,7 @@ class Webhooks:
             self._sender.on_result = metrics.webhook_attempted
 
     def check(self, url: str | None) -> None:
-        """Check that a webhook can be sent to a URL. None means no webhook. Raises InvalidRequest."""
+        """Raise InvalidRequest if no webhook can be sent to a URL. None means that the job has no webhook."""
         if url is not None:
             check_url(url, self._settings)
 
@@ -64,14 +64,12 @@ class Webhooks:
 
 
 def check_url(url: str, settings: Settings) -> None:
-    """Check that a webhook can be sent to a URL, without using the network. Raises InvalidRequest.
+    """Raise InvalidRequest if no webhook can be sent to a URL. Does not use the network.
 
     The addresses of a host name may change, so they are checked whenever a webhook is sent.
     """
     if settings.webhook_secret is None:
-        raise InvalidRequest(
-            "webhook", url, "none, because the operator has set no secret to sign webhooks with (SD35_WEBHOOK_SECRET)"
-        )
+        raise InvalidRequest("webhook", url, "no webhook, because the operator has not set SD35_WEBHOOK_SECRET")
     schemes = ("https", "http") if settings.webhook_allow_private else ("https",)
     host = _host_of(url, schemes)
     if host is None or not (settings.webhook_allow_private or _may_be_public(host)):

@@ -37,7 +37,7 @@ class ObjectStore(PathBlobStore):
         prefix = SCHEMES[url.partition("://")[0]]
         endpoints = [value for name, value in os.environ.items() if name.startswith(prefix) and "ENDPOINT" in name]
         client: Any = {
-            # HTTP without TLS is allowed if the operator has set an endpoint with it.
+            # HTTP without TLS is allowed if the operator has set an endpoint with http://.
             "allow_http": any(value.startswith("http://") for value in endpoints),
             "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
             "timeout": timedelta(seconds=_TIMEOUT_S),
@@ -88,7 +88,7 @@ class ObjectStore(PathBlobStore):
             return error.strerror
         first, _, details = str(error).partition("\n")
         if _NO_CREDENTIALS.search(first):
-            return "no credentials are set in the environment, and this machine has none of its own"
+            return "this machine has no credentials; set them in the environment (AWS_..., GOOGLE_... or AZURE_...)"
         causes = _MESSAGE.findall(str(error)) or _CAUSE.findall(details)
         if not causes and "TimedOut" in details:
             causes = ["timed out"]

@@ -12,7 +12,7 @@ MEMORY = "memory"
 
 
 def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
-    """Open the blob store of the setting `image_store`. Blocks for at most a minute.
+    """Open the blob store of the setting `image_store`. Blocks.
 
     Args:
         settings: Settings of the service.

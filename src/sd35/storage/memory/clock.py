@@ -13,7 +13,7 @@ class MemoryClockStore:
         self._record = ClockRecord()
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge the reading `now_s` with `judge`, and store the new record."""
+        """Decide whether the clock can be trusted if it now shows `now_s`, and store the new clock record."""
         with self._lock:
             reading = judge(self._record, now_s, rules)
             self._record = reading.record

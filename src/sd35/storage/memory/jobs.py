@@ -71,7 +71,10 @@ class MemoryJobStore:
         self._last_number = 0
 
     def add(self, job: Job) -> Job:
-        """Store a new job, or return the one with the same idempotency key. Raises IdempotencyConflict."""
+        """Store a new job, or return the owner's job with the same idempotency key.
+
+        Raises IdempotencyConflict if that job has another body.
+        """
         assert job.status is Status.QUEUED
         with self._lock:
             existing = self._with_same_key(job.spec)
@@ -215,7 +218,7 @@ class MemoryJobStore:
                 entry.due_s, entry.attempts = until_s, entry.attempts + 1
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change end times of jobs from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
+        """Set the end times of jobs between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
         with self._lock:
             for entry in self._entries.values():
                 ended_s = entry.job.ended_s

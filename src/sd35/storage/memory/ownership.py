@@ -63,7 +63,7 @@ class MemoryOwnershipIndex:
             return sorted(digest for digest in self._images if digest > after)[:limit]
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change dates from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
+        """Set the dates between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
         with self._lock:
             for owners in self._images.values():
                 for owner, ownership in owners.items():

@@ -15,8 +15,8 @@ _MOST_URGENT_FIRST = jobs.c.priority.desc(), jobs.c.number
 def next_jobs(connection: Connection, limit: int) -> list[int]:
     """Return the numbers of up to `limit` queued jobs, in fair order (see `choose_fairly`).
 
-    1. Read the most urgent job of each owner, and choose up to `limit` of these. The result can only contain jobs of
-       the chosen owners.
+    1. Read the most urgent job of each owner, and choose up to `limit` of these. Each owner's most urgent job comes
+       before the owner's other jobs, so the result only contains jobs of the chosen owners.
     2. Read the `limit` most urgent jobs of each of these owners, and choose from them.
 
     All queries use an index, so their cost does not depend on the number of queued jobs.
@@ -38,8 +38,8 @@ def next_jobs(connection: Connection, limit: int) -> list[int]:
 def _first_of_each_owner() -> Select[Any]:
     """Return a query for the number of the most urgent queued job of each owner.
 
-    The query contains a recursive CTE. Each step looks up the next owner in the index, and skips all jobs of the last
-    one.
+    The query contains a recursive CTE. Each step looks up the next owner in the index, and skips all jobs of the
+    previous owner.
     """
     owners = select(func.min(jobs.c.owner).label("owner")).where(_IS_QUEUED).cte("owners", recursive=True)
     after = select(func.min(jobs.c.owner)).where(_IS_QUEUED, jobs.c.owner > owners.c.owner)

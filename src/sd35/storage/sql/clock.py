@@ -16,7 +16,7 @@ class SqlClockStore:
         self._database = database
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """See `ClockStore.read`."""
+        """Decide whether the clock can be trusted if it now shows `now_s`, and store the new clock record."""
         columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s, clock.c.suspect_for_s
         with self._database.write(is_durable=False) as connection:
             # The lock on the row lets one process at a time judge a reading.

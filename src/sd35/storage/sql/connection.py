@@ -61,7 +61,7 @@ class SqlDatabase:
         self._writer = threading.Lock()
         options: dict[str, Any] = {"connect_args": _CONNECT, "pool_pre_ping": True}
         if self.path:
-            self._inode = self._create(self.path)
+            self._inode = self._create_file(self.path)
             options = {"connect_args": {"timeout": wait_s}, "max_overflow": _UNLIMITED}
         try:
             self.engine = create_engine(url, hide_parameters=True, **options)  # errors must not show prompts
@@ -86,7 +86,7 @@ class SqlDatabase:
         Args:
             is_durable: If false, SQLite does not wait until the commit is on the disk. A power failure may then undo
                 the last commits, but a crash of this process does not.
-            is_single: Whether the block executes only one statement. It needs no explicit transaction in SQLite.
+            is_single: Whether the block executes only one statement. SQLite then needs no explicit transaction.
 
         Raises:
             StoreUnavailable: The database does not answer, or SQLite's file is locked for longer than `wait_s`.
@@ -103,9 +103,10 @@ class SqlDatabase:
             connection.commit()
 
     def lock(self, connection: Connection, number: int) -> None:
-        """Let one transaction at a time continue from here to its end, among all that lock the same `number`.
+        """Wait for the lock with this number, and hold it until the end of the transaction.
 
-        Does nothing with SQLite, which serializes all writers.
+        One transaction at a time can hold a lock. Does nothing with SQLite, where only one transaction at a time can
+        write.
         """
         if not self.is_sqlite:
             connection.execute(select(func.pg_advisory_xact_lock(number)))
@@ -124,7 +125,7 @@ class SqlDatabase:
 
     @contextmanager
     def _writer_lock(self) -> Iterator[None]:
-        """Let the threads of this process write to SQLite one at a time. With SQLite's own lock, they would poll it."""
+        """Let one thread of this process at a time write to SQLite. With SQLite's own lock, the threads would poll."""
         if self.is_sqlite and not self._writer.acquire(timeout=self._wait_s):
             raise self.unavailable(f"other writes have blocked it for {self._wait_s:g} s; try again later")
         try:
@@ -145,7 +146,7 @@ class SqlDatabase:
         except PoolTimeout as error:
             raise self.unavailable("all connections are busy; try again later") from error
 
-    def _create(self, path: Path) -> int:
+    def _create_file(self, path: Path) -> int:
         """Create SQLite's file if it is missing. Returns its inode.
 
         Only the user of this process gets access, because the file contains prompts. SQLite gives its WAL files the
@@ -156,7 +157,7 @@ class SqlDatabase:
             path.touch(mode=0o600)
             return path.stat().st_ino
         except OSError as error:
-            raise self.unavailable(error.strerror or str(error)) from error
+            raise self.unavailable(f"{error.strerror or error}; check its path and permissions") from error
 
 
 def _has_inode(path: Path, inode: int) -> bool:

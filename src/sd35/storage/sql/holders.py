@@ -47,7 +47,7 @@ class HolderLocks:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._held:
                 self._delete_stale_files()
-            lock = _lock(self._path(holder))
+            lock = _new_lock(self._path(holder))
             try:
                 lock.acquire(timeout=_PROBE_S, poll_interval=0.01)
             except OSError as error:
@@ -101,17 +101,17 @@ class HolderLocks:
         return self._directory / f"{holder}{_SUFFIX}"
 
 
-def _lock(path: Path) -> FileLock:
+def _new_lock(path: Path) -> FileLock:
     """Return a lock that any thread may release.
 
-    The fallback of `filelock` is off. Its lock would be the existence of a file, which remains after a crash.
+    The fallback of `filelock` is off, because its lock is the existence of a file. The file would remain after a crash.
     """
     return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
 
 
 def _is_locked(path: Path) -> bool:
     """Return whether a file is locked, by this process or another one. Raises OSError if that cannot be determined."""
-    lock = _lock(path)
+    lock = _new_lock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -127,7 +127,7 @@ def _delete_if_free(path: Path) -> bool:
     """
     if not path.exists():
         return True
-    lock = _lock(path)
+    lock = _new_lock(path)
     try:
         lock.acquire(blocking=False)
     except (Timeout, OSError):

@@ -17,7 +17,7 @@ from sd35.storage.sql.tables import deliveries, jobs
 _CLAIM_LOCK = 0x5D35_0002  # for `SqlDatabase.lock`; another number than in `upgrade`
 _FINAL = [status.value for status in Status if status.is_end]
 _SWEEP_PAGE = 500  # maximum jobs to delete in one transaction, so that other writers do not wait long
-_MAX_UNION = 400  # maximum jobs per claim, because `next_jobs` unites as many queries; SQLite's limit is 500
+_MAX_UNION = 400  # maximum jobs per claim: `next_jobs` may unite a query per job, and SQLite's limit is 500
 _NO_LEASE = {"holder": None, "lease_until_s": None}
 _REQUEUED = {"status": Status.QUEUED.value, "started_s": None, **_NO_LEASE}
 _IS_QUEUED = jobs.c.status == Status.QUEUED.value
@@ -31,7 +31,10 @@ class SqlJobStore:
         self._leases = Leases(database)
 
     def add(self, job: Job) -> Job:
-        """Store a new job, or return the one with the same idempotency key. Raises IdempotencyConflict."""
+        """Store a new job, or return the owner's job with the same idempotency key.
+
+        Raises IdempotencyConflict if that job has another body.
+        """
         assert job.status is Status.QUEUED
         spec = job.spec
         new = self.database.insert(jobs).values(job_values(job))
@@ -174,7 +177,7 @@ class SqlJobStore:
             connection.execute(failed.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change end times of jobs from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
+        """Set the end times of jobs between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
         span = [jobs.c.ended_s >= from_s, *([] if until_s is None else [jobs.c.ended_s <= until_s])]
         with self.database.write(is_durable=False) as connection:
             connection.execute(update(jobs).where(*span).values(ended_s=now_s))

@@ -32,7 +32,9 @@ class Leases:
             if self._holders:
                 self._holders.hold(holder)
         except OSError as error:
-            raise self._database.unavailable(error.strerror or str(error)) from error
+            raise self._database.unavailable(
+                f"{self._database.path}.holders cannot contain lock files ({error.strerror or error}); check that path"
+            ) from error
 
     def release(self, holder: str) -> None:
         """Stop showing other processes that `holder` is alive."""
@@ -49,7 +51,7 @@ class Leases:
         """Return an SQL condition for jobs with an expired lease: by time, or because the holder is dead.
 
         `claimant` is the holder that claims jobs now, and never counts as dead. `lease_s` is the length of a lease in
-        seconds.
+        seconds. Also deletes the files of dead holders.
         """
         now_s = self.now_s()
         # A lease ends at most `lease_s` from now. A lease that ends much later was granted before a reboot, before the

@@ -14,12 +14,13 @@ class SqlOwnershipIndex:
         self._database = database
         # The statements of `add`, `add_checksum` and `checksums` run for every image. Building one takes longer than
         # executing it, so they are built once.
-        row = database.insert(images)
-        newer = {name: row.excluded[name] for name in ("size_bytes", "created_s")}
-        self._add = row.on_conflict_do_update(index_elements=["digest", "owner"], set_=newer)
+        insert = database.insert(images)
+        newer = {name: insert.excluded[name] for name in ("size_bytes", "created_s")}
+        self._add = insert.on_conflict_do_update(index_elements=["digest", "owner"], set_=newer)
         new = select(
             bindparam("name", type_=Text), bindparam("sha256", type_=Text), bindparam("size", type_=BigInteger)
         )
+        # The SELECT returns no row if nobody owns the image, so the INSERT then does nothing.
         owned = new.where(select(images.c.owner).where(images.c.digest == bindparam("digest")).exists())
         checksum = database.insert(checksums).from_select(["name", "sha256", "size_bytes"], owned)
         self._add_checksum = checksum.on_conflict_do_nothing()
@@ -74,7 +75,7 @@ class SqlOwnershipIndex:
             return list(connection.execute(greater.order_by(images.c.digest).limit(limit)).scalars())
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Change dates from `from_s` to `until_s` to `now_s`. `until_s=None` means no upper bound."""
+        """Set the dates between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
         span = [images.c.created_s >= from_s, *([] if until_s is None else [images.c.created_s <= until_s])]
         with self._database.write(is_durable=False) as connection:
             connection.execute(update(images).where(*span).values(created_s=now_s))

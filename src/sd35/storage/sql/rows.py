@@ -31,7 +31,7 @@ def job_values(job: Job) -> dict[str, Any]:
 
 
 def result_values(result: JobResult | Failure) -> dict[str, Any]:
-    """Return the values that change in a job's row when the job ends with this result, by column."""
+    """Return the values that store a job's result in its row, by column."""
     if isinstance(result, JobResult):
         return {
             "status": Status.SUCCEEDED.value,

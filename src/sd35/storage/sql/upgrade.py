@@ -44,7 +44,9 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise database.unavailable(error.strerror or str(error)) from error
+            raise database.unavailable(
+                f"its lock file {lock.lock_file} cannot be locked ({error.strerror or error}); check its permissions"
+            ) from error
         # The file system has no locks. SQLite's own lock still protects the upgrade of an existing database. If two
         # processes create a database at the same time, one of them may fail.
     try:
@@ -62,8 +64,8 @@ def check_version(database: SqlDatabase) -> None:
     _check_not_newer(database, version)
     if version is None:
         raise database.unavailable(
-            "it has no tables of sd35. The service creates them at its first start; start it with `sd35 serve`, or"
-            " correct the setting database"
+            "it has no tables of sd35. Create them by starting the service once (`sd35 serve`), or correct the setting"
+            " database"
         )
     if version != VERSION:
         raise database.unavailable(
