@@ -280,6 +280,28 @@ def test_a_job_cancelled_before_its_task_starts_frees_its_slot(pool: ModelPool):
     assert asyncio.run(scenario()) is Status.SUCCEEDED
 
 
+def test_a_process_whose_engine_has_failed_leaves_jobs_to_another(
+    pool: ModelPool, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It does not keep the job that it has claimed last, and claims no more."""
+    storage = memory_storage()
+    monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
+
+    async def scenario(healthy: ModelPool) -> list[Status]:
+        async with running_jobs(pool, storage) as broken:
+            jobs = [await broken.accept(job_spec(pool, f"cat {number}")) for number in range(5)]
+            first = await end_of(broken, jobs[0])
+            while broken._running:  # noqa: SLF001
+                await asyncio.wait(list(broken._running.values()))  # noqa: SLF001
+            await broken._claim_once()  # noqa: SLF001
+            assert storage.database.jobs.counts()[Status.RUNNING] == 0
+            async with running_jobs(healthy, storage) as other:
+                return [first.status, (await end_of(other, jobs[-1])).status]
+
+    with fake_pool(tmp_path / "healthy", FakeBackend()) as healthy:
+        assert asyncio.run(scenario(healthy)) == [Status.FAILED, Status.SUCCEEDED]
+
+
 def test_an_unexpected_error_does_not_stop_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     storage = memory_storage()
     claim = storage.database.jobs.claim

@@ -187,7 +187,14 @@ class JobRunner:
                     await self._wake.wait()
 
     async def _claim_once(self) -> None:
-        """Claim jobs until this process runs `max_running`, and start a task for each. Raises StoreUnavailable."""
+        """Claim jobs until this process runs `max_running`, and start a task for each. Raises StoreUnavailable.
+
+        After a failure of the engine, queue this process's jobs again instead, for the next start or another process.
+        """
+        if not self.generation_service.pool.engine.is_running:
+            if not self._running:
+                await STORES.run(self.store.release, self._holder)
+            return
         free_slots = self._max_running - len(self._running)
         if free_slots <= 0:
             return
