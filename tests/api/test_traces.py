@@ -187,7 +187,7 @@ def test_without_an_exporter_there_are_no_traces_and_no_log_lines(environment: d
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "the value of OTEL_TRACES_EXPORTER is not supported"),
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            "the value of OTEL_EXPORTER_OTLP_PROTOCOL is not supported",
+            "the value of OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or OTEL_EXPORTER_OTLP_PROTOCOL is not supported",
         ),
     ],
 )

@@ -164,7 +164,7 @@ def generate_alone(directory: Path, backend: FakeBackend, prompt: str, seed: int
             "import sys; print('no such GPU'); sys.exit(3)",
             "`sd35 compile graphs` exited with code 3; its last output: no such GPU",
         ),
-        ("pass", "the build succeeded but did not produce its files: graphs is not built yet"),
+        ("pass", "the build succeeded, but files are still missing: graphs is not built yet"),
     ],
 )
 def test_the_fallback_keeps_serving_after_a_failed_build(case: FallbackCase, source: str, message: str):

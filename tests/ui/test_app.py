@@ -166,7 +166,7 @@ def test_invalid_values_are_shown_with_the_allowed_values(page: Page):
     """After each error, the page can generate again."""
     for prompt, width, message in (
         (" ", "128", "Enter a prompt first"),
-        ("a" * 10_001, "128", "Prompt is not allowed. Allowed: text of 1 to 10000 characters"),
+        ("a" * 10_001, "128", "Prompt: this text is not allowed. Allowed: text of 1 to 10000 characters"),
         ("a cat", "100", "Width: 100 is not allowed. See the allowed sizes below the fields."),
         ("a cat", "32", "Width: 32 is not allowed."),
         ("a cat", "9" * 30, "Width: an integer of 100 bits is not allowed."),

@@ -46,7 +46,7 @@ def test_an_unreachable_service_is_an_error_with_its_address():
         finally:
             await client.close()
 
-    with pytest.raises(ServiceError, match=r"The service at http://127\.0\.0\.1:9 does not answer\. Is it running\?"):
+    with pytest.raises(ServiceError, match=r"The service at http://127\.0\.0\.1:9 does not answer\. Try again"):
         asyncio.run(ask())
 
 

@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
 
 
 def compare(before: Result, after: Result, *, different_workloads: bool = False) -> Comparison:
-    """Compare two runs. Different workloads raise InvalidSetting, or a warning if `different_workloads` is set."""
+    """Compare two runs. Raises InvalidSetting for different workloads, unless `different_workloads` allows them."""
     if before.workload_digest != after.workload_digest and not different_workloads:
         raise InvalidSetting(
             f"the workloads differ: A has '{before.workload.name}' ({before.workload_digest}), B has"

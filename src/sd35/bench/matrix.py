@@ -56,7 +56,7 @@ def combinations(session: Session, batch_rows: Sequence[int]) -> Iterator[Cell]:
     """Yield a cell for each backend, precision and batch size. Cells that cannot run here have a `skip_reason`."""
     has_gpu = bool(gpus())
     device: DeviceKind = "cuda" if has_gpu and not session.settings.device.startswith("cpu") else "cpu"
-    needs_gpu = f"it runs only on NVIDIA GPUs, and {'--device is cpu' if has_gpu else 'nvidia-smi lists none'}"
+    needs_gpu = f"it runs only on NVIDIA GPUs, and {'--device is cpu' if has_gpu else 'nvidia-smi lists no GPU'}"
     for backend, spec in BACKENDS.items():
         options = spec.devices.get(device) or spec.devices.get("cpu")
         try:
@@ -97,7 +97,7 @@ def _measure_cell(
 ) -> tuple[Cell, Result | None]:
     """Measure a server with a cell's backend, precision and batch size.
 
-    Returns the cell with its figures, and the result. If it fails, returns the cell with its `skip_reason`, and None.
+    Returns the cell with its figures, and the result. After an error, returns the cell with a `skip_reason`, and None.
     """
     update = {"backend": cell.backend, "precision": cell.precision, "max_batch_rows": cell.batch_rows}
     session = replace(session, settings=session.settings.model_copy(update=update))

@@ -18,10 +18,14 @@ from sd35.errors import InvalidSetting
 from sd35.parsing import read_json, shown
 
 FORMAT: Literal["sd35-bench/2"] = "sd35-bench/2"
+_USE_BENCH_JSON = "Use a bench.json that `sd35 bench --out` wrote with this version of sd35"
 
 
 class Plan(Frozen):
     """The plan of a run. Each round runs the closed loop and then each open loop, for `seconds` each.
+
+    In the closed loop, each of the `clients` waits for its image before it sends the next request. An open loop sends
+    requests at a fixed average rate, without waiting.
 
     If the first image takes longer than `max_first_image_s`, the server is not measured. `seed_offset` is added to all
     image seeds, so that a server that keeps the images of an earlier run generates new ones. It is 0 for a server that
@@ -93,9 +97,10 @@ class RequestColumns(Frozen):
 
 
 class LoadResult(Frozen):
-    """One load over all rounds.
+    """The results of one load over all rounds.
 
-    `offered_per_s` is the request rate of an open loop. `errors` has the server's error messages and their counts.
+    `offered_per_s` is the request rate of an open loop. A row-step is one step of one row of the transformer's batch.
+    An image has one row, or two with guidance. `errors` has the server's error messages and their counts.
     """
 
     name: str
@@ -135,9 +140,10 @@ class Gpu(Frozen):
 
 
 class Batches(Frozen):
-    """The engine's batches during all loads, and their transformer rows summed over all steps.
+    """The engine's batches during all loads. `batches` counts a batch once for each step.
 
-    `occupancy` counts batches by their share of the maximum rows. Its keys are upper bounds, such as "0.125".
+    `row_steps` is the sum of the transformer rows of these batches. `occupancy` counts batches by their share of the
+    maximum rows. Its keys are upper bounds, such as "0.125".
     """
 
     batches: int
@@ -193,7 +199,7 @@ class Cell(Frozen):
 
 
 class Matrix(Frozen):
-    """Backends, precisions and batch sizes measured one after the other. All servers had the same other `settings`."""
+    """Backends, precisions and batch sizes measured one after the other. `settings` were the same for all servers."""
 
     format: Literal["sd35-bench-matrix/2"] = "sd35-bench-matrix/2"
     created_at: str
@@ -242,19 +248,16 @@ def read(path: Path) -> Result:
     try:
         content = read_json(path)
     except OSError as error:
-        raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}. {_USE_BENCH_JSON}") from error
     except ValueError as error:
-        raise InvalidSetting(f"{path} is not JSON: {error}. Use a bench.json that `sd35 bench --out` wrote") from error
+        raise InvalidSetting(f"{path} is not JSON: {error}. {_USE_BENCH_JSON}") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise InvalidSetting(
-            f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}. Use a bench.json that `sd35 bench --out` wrote"
-            " with this version of sd35"
-        )
+        raise InvalidSetting(f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}. {_USE_BENCH_JSON}")
     try:
         return Result.model_validate(content)
     except ValidationError as error:
-        raise InvalidSetting(f"{path}: {describe_errors(error)}") from error
+        raise InvalidSetting(f"{path}: {describe_errors(error)}. {_USE_BENCH_JSON}") from error
 
 
 def peak(values: Sequence[int | None]) -> int | None:

@@ -63,7 +63,7 @@ class Target(NamedTuple):
 
 
 class Measurements(NamedTuple):
-    """Everything that the loads of a run gave.
+    """The results of the loads of a run.
 
     `spans` are the times of the warm-up and of each load, in the order in which they ran. `first_image_s` is the
     latency of the first request. `before` and `after` are the server's metrics before and after the loads.
@@ -77,7 +77,7 @@ class Measurements(NamedTuple):
 
 
 def duration_s(plan: Plan) -> float:
-    """Return the planned seconds of the warm-up and of all loads. Requests under way at their ends take longer."""
+    """Return the planned seconds of the warm-up and of all loads, without the time to complete their last requests."""
     return plan.warmup_s + plan.rounds * plan.seconds * (1 + len(plan.rates or plan.shares))
 
 
@@ -135,8 +135,8 @@ class LoadRunner:
         warm_up = await self._run_with_progress("warm-up", loop, plan.warmup_s)
         if all(result.status != "completed" for result in (first, *warm_up.results)):
             raise MeasuringFailed(
-                f"no request of the warm-up returned an image; the first one ended with '{first.message}'. Check the"
-                " server's log, and --dialect, --workload and BENCH_API_KEY"
+                f"no request of the warm-up returned an image; the first one ended with '{first.message}'. Check"
+                " --workload; with --url, also --dialect, BENCH_API_KEY and the server's log"
             )
         return first
 
@@ -159,7 +159,7 @@ class LoadRunner:
     async def _run_with_progress(
         self, name: str, loop: Coroutine[Any, Any, list[RequestResult]], seconds: float
     ) -> Round:
-        """Run a loop of requests, report its progress, and add its span. `seconds` is its planned duration."""
+        """Run a loop of requests, report its progress, and record when it ran. `seconds` is its planned duration."""
         start_s = time.monotonic()
 
         async def report_progress() -> None:
@@ -214,7 +214,7 @@ def measure(target: Target, workload: Workload, plan: Plan, monitor: Monitor, on
 async def generate_images(target: Target, requests: Sequence[BenchRequest], concurrency: int) -> list[bytes]:
     """Generate one image per request, at most `concurrency` at once. Returns the image files.
 
-    Raises MeasuringFailed if a request is refused or fails.
+    Raises MeasuringFailed if a request is refused or fails. Internal: callers turn it into a `skip_reason`.
     """
     slots = asyncio.Semaphore(concurrency)
     async with target.client() as client:

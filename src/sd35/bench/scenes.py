@@ -8,8 +8,8 @@ _OBJECTS = (
     "banana", "pizza", "tree", "rose", "star", "car", "rocket", "castle", "guitar", "robot",
 )  # fmt: skip
 _BACKGROUNDS = ("white", "black", "red", "blue", "green", "yellow", "pink", "purple")
-# Every 37th scene is taken. 37 is coprime with the numbers of single scenes and of pair scenes (192 and 552), so that
-# all scenes are taken before one repeats.
+# Spreads the chosen scenes over all of them. The kinds alternate, so every 74th of the 192 single scenes and of the 552
+# pair scenes is taken. A scene repeats only after half of its kind is taken: the first of 1000 images at number 193.
 _STRIDE = 37
 _RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 

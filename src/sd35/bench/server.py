@@ -72,8 +72,8 @@ def start_server(command: Sequence[str], environment: Mapping[str, str] | None =
     """Start a server on a free port with an empty data directory, and stop it at the end of the block.
 
     Args:
-        command: a command that takes `--port`, such as `serve_command(...)`.
-        environment: the environment variables of the server. The default is this process's environment without the
+        command: A command that takes `--port`, such as `serve_command(...)`.
+        environment: The environment variables of the server. The default is this process's environment without the
             settings of this project, so that the user's database and image store are not used.
     """
     if environment is None:
@@ -114,7 +114,7 @@ def serve_arguments(settings: Settings) -> list[str]:
         value = getattr(settings, name)
         if value == Settings.model_fields[name].get_default(call_default_factory=True):
             continue
-        if isinstance(value, bool):  # the default is false, so the value is true, and the flag takes none
+        if isinstance(value, bool):  # the default is false, so this is true, and the flag has no argument
             arguments.append(flag_of(name))
             continue
         items = value if isinstance(value, tuple) else (value,)
@@ -143,7 +143,7 @@ def _is_ready(http: httpx2.Client) -> bool:
 
 
 def check_reachable(url: str) -> None:
-    """Check that a server answers at an address. Any HTTP response will do. Raises MeasuringFailed without one."""
+    """Check that a server answers at an address, with any HTTP status. Raises MeasuringFailed if it does not answer."""
     try:
         httpx2.get(url, timeout=_HTTP_TIMEOUT_S, trust_env=False)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

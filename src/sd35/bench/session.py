@@ -73,13 +73,13 @@ class Reference:
         return Quality(reference=self.name, images=self._count, skip_reason=reason)
 
     def compare(self, images: ImageSet) -> Quality:
-        """Compare a server's images with the reference images. If that is not possible, the result has the reason."""
+        """Compare a server's images with the reference images. If that fails, the result has a `skip_reason`."""
         try:
             expected = self.images
         except MeasuringFailed as error:
             return self.skipped(str(error))
         if None not in (images.revision, expected.revision) and images.revision != expected.revision:
-            return self.skipped("the server's checkpoint is not the reference's; name the server's with --checkpoint")
+            return self.skipped("the reference has another checkpoint; name the server's checkpoint with --checkpoint")
         server_images = [decode_image(file) for file in images.files]
         reference_images = [decode_image(file) for file in expected.files]
         quality = compare_images(self.name, server_images, reference_images)
@@ -98,8 +98,8 @@ def run_session(session: Session, on_progress: OnProgress, reference: Reference 
     Sessions can share a `reference`, so that it generates its images only once.
 
     Raises:
-        MeasuringFailed: the server does not start, ends, or completes no image.
-        InvalidSetting: the dialect cannot express the workload.
+        MeasuringFailed: The server does not start, ends, or completes no image.
+        InvalidSetting: The dialect cannot send a field of the workload.
     """
     dialect_of(session.dialect).check(session.workload)
     total_s = duration_s(session.plan)

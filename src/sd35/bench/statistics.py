@@ -31,7 +31,7 @@ def estimate(values: Sequence[float], value: float | None = None) -> Estimate:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Return the half-width of the 95 % confidence interval of a mean. Needs at least two values."""
+    """Return the half-width of the 95 % confidence interval of the mean of at least two values."""
     freedom = len(values) - 1
     quantile = _T[freedom - 1] if freedom <= len(_T) else _NORMAL
     return quantile * stdev(values) / sqrt(len(values))

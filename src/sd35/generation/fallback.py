@@ -1,7 +1,7 @@
 """Build missing ONNX graphs and TensorRT engines in child processes while the fallback serves requests.
 
-The fallback is a second backend that serves a model until the files of the first one are built. The serving process
-does not import the code that builds them: a child process runs the command that `NotCompiled` names.
+The fallback is a second backend. It serves a model until the graphs or engines of the first backend are built. The
+serving process does not import the code that builds them: a child process runs the command that `NotCompiled` names.
 """
 
 import os
@@ -29,7 +29,7 @@ Command: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
 def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
-    """Return the command line that runs `sd35` with `arguments` and the files, device and threads of `settings`."""
+    """Return the command line of `sd35` with `arguments`, and the files, device and threads of `settings` as flags."""
     flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
     flags += [f"--weights={path}" for path in settings.weights]
     flags += [f"--registry={settings.registry}"] if settings.registry else []
@@ -68,7 +68,7 @@ class FallbackBuilder:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread still runs, because models are left to build."""
+        """Whether the thread runs. It ends after the last pending checkpoint, or after `stop`."""
         return self._thread.is_alive()
 
     @property
@@ -82,7 +82,7 @@ class FallbackBuilder:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the child process, and start no others. A model that is being loaded is loaded to its end."""
+        """End the child process, and start no others. Does not wait for a model that the thread is loading."""
         with self._lock:
             self._stopping.set()
             if self._child:
@@ -91,7 +91,7 @@ class FallbackBuilder:
             self._thread.join(_JOIN_S)
 
     def _build_all(self) -> None:
-        """Build the pending checkpoints and swap to them. An error ends one checkpoint and not the others."""
+        """Build the pending checkpoints and swap to them. The error of one checkpoint does not affect the others."""
         for checkpoint in self._pending:
             log = structlog.get_logger().bind(model=checkpoint.name)
             try:
@@ -99,7 +99,7 @@ class FallbackBuilder:
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
-                    log.exception("building failed; the fallback stays in use until a restart", error=str(error))
+                    log.exception("building failed, so the fallback stays in use; restart to retry", error=str(error))
         self._ended_s = time.monotonic()
 
     def _build_and_swap(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -125,17 +125,17 @@ class FallbackBuilder:
                 return self._open_model(checkpoint)
             except NotCompiled as error:
                 if error.arguments in built:
-                    raise BuildFailed(f"the build succeeded but did not produce its files: {error}") from error
+                    raise BuildFailed(f"the build succeeded, but files are still missing: {error}") from error
                 built.append(error.arguments)
                 self._build(error.arguments, log)
 
     def _build(self, arguments: Sequence[str], log: structlog.typing.FilteringBoundLogger) -> None:
         """Run a build in a child process, and log its output.
 
-        Raises BuildFailed if the child fails, or if `stop` was called. `_build_all` does not log the latter.
+        Raises BuildFailed if the child fails. Also raises it after `stop`, but then `_build_all` does not log it.
         """
         command = self._command(arguments)
-        # The flags of the command have the settings. A variable could contradict them.
+        # The command has the settings as flags. An environment variable could contradict them.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with self._lock:
             if self._stopping.is_set():
@@ -158,14 +158,14 @@ class FallbackBuilder:
                 log.info("output of the build", output=line.rstrip())
                 last.append(line)
         if child.returncode:
-            output = "".join(last).strip()
+            output = "".join(last).strip() or "none"
             raise BuildFailed(
                 f"`sd35 {' '.join(arguments)}` exited with code {child.returncode}; its last output: {output}"
             )
 
 
 def _end_process_group(child: subprocess.Popen[str]) -> None:
-    """End a child and the processes that it started: by SIGTERM, and by SIGKILL after `_TERMINATE_S`."""
+    """End a child and the processes that it started with SIGTERM. After `_TERMINATE_S`, kill them with SIGKILL."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):

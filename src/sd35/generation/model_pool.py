@@ -1,4 +1,4 @@
-"""The served models: complete and submit requests, and encode images as PNG files."""
+"""The pool of loaded models: it completes and submits requests, and encodes images as PNG files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,6 +37,11 @@ class ModelPool:
     An engine may have one model in several profiles. A profile is the backend, the precision and whatever else changes
     the pixels. New requests use the profile of the model in `models`. Earlier requests keep theirs.
 
+    Args:
+        engine: The engine that generates the images. The pool closes it at the end of its `with` block.
+        tokenizers: The tokenizers of each model, by its name.
+        max_pixels: The most pixels (width x height) that a request may have.
+
     Attributes:
         models: The model for new requests, by name.
         fallback_builder: Builds models whose graphs or engines are missing while their fallbacks serve requests. None
@@ -58,7 +63,7 @@ class ModelPool:
         self.engine.close()
 
     def resolve(self, params: GenerationParams) -> Request:
-        """Return the complete request for the parameters of a call.
+        """Return the complete request for the parameters of a call, after checking that the model can generate it.
 
         Raises UnknownModel, or InvalidRequest if the model cannot generate the image.
         """
@@ -67,9 +72,9 @@ class ModelPool:
         return request
 
     def tokens_of(self, request: Request) -> tuple[int, int] | None:
-        """Return the number of T5 tokens of a prompt, and of image tokens (patches) that the transformer computes.
+        """Return the number of T5 tokens in a request's prompt, and of image tokens (patches) in its generated size.
 
-        None if the request's model is no longer served.
+        Returns None if the request's model or profile is no longer loaded.
         """
         model = self._find_loaded(request)
         if model is None:
@@ -78,7 +83,7 @@ class ModelPool:
         return self.tokenizers[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
-        """Return an earlier request, with the model's current revision and profile if its own are not loaded.
+        """Return an earlier request. If its revision or profile is not loaded, both become those of the served model.
 
         Raises UnknownModel, or InvalidRequest if the model cannot generate the image.
         """

@@ -12,9 +12,10 @@ from sd35.request import SEED, Request
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """The parameters of a call to any API. None takes the model's default, or draws a random `seed`.
+    """The parameters of a call to any API. None stands for a default: see `resolve`.
 
-    A checkpoint's card, the file `sd35.json`, has the defaults of its model.
+    The default `model` is the first one, and the default `seed` is random. A checkpoint's card, the file `sd35.json`,
+    has the other defaults.
     """
 
     prompt: str
@@ -43,7 +44,7 @@ class ModelAliases:
 
     @classmethod
     def of(cls, listed: Sequence[str], *, is_strict: bool) -> Self:
-        """Parse the setting `model_aliases`. Each item is NAME, for the default model, or NAME=CHECKPOINT."""
+        """Parse the setting `model_aliases`. Each item is ALIAS, for the default model, or ALIAS=CHECKPOINT."""
         parts = [item.partition("=") for item in listed]
         return cls({alias.strip(): served.strip() for alias, _, served in parts}, is_strict)
 
@@ -80,7 +81,7 @@ def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
 
 
 def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Request:
-    """Return the request in which the model, its defaults and the seed replace missing parameters.
+    """Return a complete request: the model's defaults, or a random seed, replace the parameters that are None.
 
     Raises UnknownModel if the model is not served, InvalidRequest if a value is out of range.
     """

@@ -1,4 +1,4 @@
-"""Replay: generate an image again from its file, and compare the two.
+"""Replay: generate an image again from its file, and compare the new image with the file.
 
 The record in the file has the request of the image and the versions that generated it. See images/record.py.
 """
@@ -49,17 +49,17 @@ def read_stored_image(png: bytes) -> EncodedImage:
     record = read_record(png)
     if image_format != "png":
         raise NotReplayable(
-            f"it is a {image_format.upper()} file, so its pixels are not exact; use the PNG file of the"
-            f" image {record.request.digest}"
+            f"it is a {image_format.upper()} file, so its pixels are not exact; use the PNG file, which a service"
+            f" that stores the image returns at /v1/artifacts/{record.request.digest}"
         )
     return EncodedImage(png, record, read_png(png)[0])
 
 
 def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
-    """Generate the image again with the model's current revision and profile, and compare the two.
+    """Generate the image again with the model's current revision and profile, and compare it with the stored image.
 
     The pool must serve the image's model. Raises InvalidRequest if the model cannot generate the image here, and
-    GenerationFailed.
+    GenerationFailed if the generation fails.
     """
     original = stored_image.record.request
     model = pool.models[original.model]
@@ -82,7 +82,7 @@ def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress 
 
 
 def _changes(then: Maker, now: Maker) -> Iterator[str]:
-    """Yield a description of each difference between the conditions of two generations."""
+    """Yield a description of each difference between two generations: of versions, backend, precision and size."""
     labels = {"revision": "checkpoint revision", "backend": "backend", "precision": "precision"}
     for field, label in labels.items():
         before, after = getattr(then, field), getattr(now, field)

@@ -1,4 +1,4 @@
-"""Generate and store the image of a complete request. If several callers send the same request, it is generated once.
+"""Generate and store the image of a complete request. Callers with the same request share one generation.
 
 Synchronous calls and jobs both use this. An image is cancelled when its last caller is cancelled.
 """
@@ -27,7 +27,7 @@ from sd35.storage.names import name_of
 from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import ThreadPool
 
-_THREADS = 32  # mostly waiting: for the content filter or the image store
+_THREADS = 32  # they mostly wait for the content filter or the image store
 
 
 class Requester(NamedTuple):
@@ -46,7 +46,7 @@ class GenerationResult:
     """An image's PNG file, and how it was generated.
 
     Attributes:
-        request: The request that generated the image.
+        request: The request that generated the image. Its profile differs from the caller's after a retry.
         maker: The versions that generated the image. None if the image is blurred, because its file has no record.
         stages: The times of queueing, encoding and so on. Empty for an image from the store.
         was_cached: Whether the image was in the store.
@@ -112,7 +112,7 @@ class _InFlight:
 
 
 def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
-    """Return a file from the store as the result of a request, with the request and the versions in its record.
+    """Return a stored file as the result of a request. The result has the request and versions in the file's record.
 
     A blurred file has no record, so its result has the given `request`. Returns None if the record cannot be read, for
     example because another version of this project wrote it.
@@ -123,7 +123,7 @@ def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> Generati
         record = read_record(png)
     except NotReplayable as error:
         log = structlog.get_logger()
-        log.warning("a stored image cannot be read and is not used", digest=request.digest, reason=str(error))
+        log.warning("a stored image cannot be read; it is generated again", digest=request.digest, reason=str(error))
         return None
     return GenerationResult(record.request, png, record.maker, was_cached=True)
 
@@ -149,8 +149,8 @@ class GenerationService:
     ) -> GenerationResult:
         """Return the image of a request: from the store, from a generation in flight, or newly generated.
 
-        `on_progress` is called on the event loop after each step. With `previews`, the progress includes them, for all
-        callers of the same request. The image is cancelled when all callers that wait for it are cancelled.
+        `on_progress` is called on the event loop after each step. With `previews`, the progress includes previews, for
+        all callers of the same request. The image is cancelled when all callers that wait for it are cancelled.
 
         Raises ContentRefused if the content filter refuses the prompt or the image, GenerationFailed if the generation
         fails, and the errors of `Engine.submit`.
@@ -222,8 +222,8 @@ class GenerationService:
         return decision, self._find_stored(request, owner, decision)
 
     def _find_stored(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
-        """Return the stored image, and add its owner; None if it is missing or damaged, or the store unavailable."""
-        blurred_or_not = [True] if decision is Decision.BLUR else [False, True]
+        """Return the stored image, and add its owner. Returns None if it is missing or cannot be read."""
+        blurred_or_not = [True] if decision is Decision.BLUR else [False, True]  # the filter may have blurred the image
         try:
             for is_blurred in blurred_or_not:
                 png = self.images.get(name_of(request.digest, is_blurred=is_blurred))
@@ -289,7 +289,7 @@ class GenerationService:
         return decision
 
     def _store(self, result: GenerationResult, owner: str, *, was_stored: bool = False) -> StoreUnavailable | None:
-        """Store the file with its owner, or only the owner if the file `was_stored`. Return the error if that fails."""
+        """Store the file with its owner, or only the owner if the file `was_stored`. Return the error, or None."""
         try:
             self.images.add(result.name, result.request.digest, owner, result.png, was_stored=was_stored)
         except StoreUnavailable as error:

@@ -1,6 +1,6 @@
 """Structured logs on standard error, and text that is safe to write to a terminal.
 
-Terminals obey control characters. Therefore, text from clients and servers is escaped before it is written to one.
+Terminals obey control characters, so text from clients and servers is escaped before it is written to a terminal.
 """
 
 import logging
@@ -26,8 +26,8 @@ def is_console(log_format: LogFormat) -> bool:
 def configure_logs(log_format: LogFormat, library_level: int = logging.INFO) -> None:
     """Send the logs of structlog and of the standard library to standard error, in one format.
 
-    Libraries log through the standard library, from `library_level` on. This project logs with structlog, which writes
-    its lines directly, because a line takes twice as long through the standard library.
+    Libraries log through the standard library; their lines below `library_level` are dropped. This project logs with
+    structlog, which writes its lines directly, because a line takes twice as long through the standard library.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -87,7 +87,7 @@ def log_by_logging() -> None:
 
 @contextmanager
 def log_errors(unavailable: str) -> Iterator[None]:
-    """Log errors of the block instead of raising them, so that a loop around it continues.
+    """Log the errors of a `with` block instead of raising them, so that a loop around the block continues.
 
     StoreUnavailable is logged with the message `unavailable`. Any other error is a bug, and is logged with its
     traceback.

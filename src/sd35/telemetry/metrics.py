@@ -1,4 +1,4 @@
-"""Counters and histograms of the service for Prometheus. `MetricsCollector` has the gauges of its current state.
+"""Counters and histograms of the service for Prometheus. `MetricsCollector` has the gauges of the current state.
 
 Labels have few values, all known in advance: never a prompt, an ID, a key or a path.
 """
@@ -144,7 +144,7 @@ class Metrics:
         self._occupancy.observe(rows / self.max_rows)
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """Count a failed call of the backend, as out of memory or other by its error's text.
+        """Count a failed call of the backend. The text of the error shows whether the memory was too small.
 
         `was_split` says whether the call was for several images, which are now retried one by one.
         """

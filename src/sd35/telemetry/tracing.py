@@ -32,8 +32,8 @@ Attributes: TypeAlias = Mapping[str, str | int | float]
 def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider | None":
     """Return a provider that exports spans by OTLP, configured by OpenTelemetry's environment variables.
 
-    Returns None if no variable turns traces on, or one turns them off. If the exporter or the protocol is not
-    supported, or a package is missing, logs a warning and returns None.
+    Returns None if no variable turns traces on, or if one turns them off. Logs a warning and returns None if the
+    exporter or the protocol is not supported, or if a package is missing.
     """
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     is_requested = bool(exporter or _first_value(environment, _ENDPOINTS))
@@ -47,7 +47,7 @@ def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvide
         return None
     protocol = _first_value(environment, _PROTOCOLS) or _PROTOCOL
     if protocol != _PROTOCOL:
-        message = "no traces: the value of OTEL_EXPORTER_OTLP_PROTOCOL is not supported"
+        message = f"no traces: the value of {' or '.join(_PROTOCOLS)} is not supported"
         log.warning(message, got=protocol, allowed=_PROTOCOL)
         return None
     try:
@@ -99,9 +99,9 @@ class Tracing:
 
 
 def bind_trace(traceparent: str | None = None) -> None:
-    """Add the trace ID of the current span to later log lines. Without a span, takes it from `traceparent`.
+    """Add the trace ID of the current span to later log lines. Without a span, add the trace ID of `traceparent`.
 
-    `traceparent` is the header of that name of the caller's request.
+    `traceparent` is the value of the request header with this name.
     """
     context = trace.get_current_span().get_span_context()
     if traceparent and not context.is_valid:
@@ -112,9 +112,9 @@ def bind_trace(traceparent: str | None = None) -> None:
 
 
 def hide_query() -> None:
-    """Replace the query of the current request's address in its span. It may contain the signature of a link.
+    """Replace the query of the request's URL in the current span.
 
-    Anyone with the signature can open the image.
+    The query may contain the signature of a link, and anyone with the signature can open the image.
     """
     span = trace.get_current_span()
     if span.is_recording() and "url.query" in getattr(span, "attributes", {}):

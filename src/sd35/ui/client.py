@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-_CONNECT_S, _RESPONSE_S, _EVENT_S = 5.0, 60.0, 60.0  # timeouts; the service sends something at least every 15 s
+_CONNECT_S, _RESPONSE_S, _EVENT_S = 5.0, 60.0, 60.0  # timeouts; an event stream has a line at least every 15 s
 _CLOSING_S = 3.0  # time for the last cancellations to reach the service
 _LABELS = {"guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
 
@@ -187,7 +187,7 @@ class Client:
         except httpx2.SSEError as error:
             raise self._not_the_service() from error
         except httpx2.TransportError as error:
-            raise ServiceError(f"The service at {self._server} does not answer. Is it running?") from error
+            raise ServiceError(f"The service at {self._server} does not answer. Try again in a few minutes.") from error
         except (ValueError, httpx2.HTTPError) as error:
             raise self._not_the_service() from error
 
@@ -237,10 +237,10 @@ def problem_message(problem: Mapping[str, Any]) -> str:
 
 
 def _field_message(name: str, got: object, allowed: object) -> str:
-    """Describe an invalid field by the label of its control. Prompts are not repeated, because they may be long."""
+    """Describe an invalid field by the label of its control. Leaves out the text of a prompt, which may be long."""
     label = _LABELS.get(name, name.capitalize())
     if name in {"prompt", "negative_prompt"}:
-        return f"{label} is not allowed. Allowed: {allowed}."
+        return f"{label}: this text is not allowed. Allowed: {allowed}."
     if name in {"width", "height"}:
         return f"{label}: {got} is not allowed. See the allowed sizes below the fields."
     return f"{label}: {got} is not allowed. Allowed: {allowed}."

@@ -17,7 +17,7 @@ _NOT_SAVED = (
     "The image was generated, but the server of this page could not save it. Its disk may be full. Tell its operator,"
     " then generate the image again."
 )
-_INTERRUPTED = "The service closed before this image was done. After a restart, it will finish the image."
+_INTERRUPTED = "The service closed before this image was done. After a restart, generate it again with the same seed."
 
 SaveFile = Callable[[bytes, str], str]  # saves a file with a content and a name, and returns its path
 
@@ -72,7 +72,7 @@ class ImageJob:
 
 @dataclass
 class ImageBatch:
-    """The jobs of one click on Generate. If `is_cancelled`, no more jobs are created."""
+    """The jobs of one click on Generate. After `is_cancelled` is set, no more jobs are created."""
 
     visitor: Visitor
     jobs: list[ImageJob] = field(default_factory=list)

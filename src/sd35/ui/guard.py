@@ -1,4 +1,4 @@
-"""A guard around Gradio's app: it allows only the requests of this user interface, limits them, and can end them all.
+"""A guard around Gradio's app: it allows only requests of this page, limits their bodies, and can end all responses.
 
 Gradio has more routes than this user interface needs: a proxy, an open API, files of other apps. The guard blocks them.
 Gradio also copies any file that an event names, from this machine or another host. The guard allows only events that
@@ -118,7 +118,7 @@ class Guard:
         return _check_post(path, Headers(scope=scope)) if method == "POST" else None
 
     def _is_used(self, method: str, path: str) -> bool:
-        """Return whether the user interface uses a method and path. A file's path must be in `directory`."""
+        """Return whether the user interface uses a method and path. A path to a file must be in `directory`."""
         if method not in {"GET", "HEAD"}:
             return method == "POST" and bool(_POST_PATHS.fullmatch(path))
         if path.startswith(_FILE):
@@ -150,7 +150,7 @@ class Guard:
 def _check_post(path: str, headers: Headers) -> PlainTextResponse | None:
     """Return an error response for a POST request of another site or with a large body, or None if it is allowed."""
     if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        return PlainTextResponse("Pages of other sites cannot use this user interface.", 403)
+        return PlainTextResponse("Pages of other sites cannot use this user interface. Open it in its own tab.", 403)
     length = headers.get("content-length", "")
     if not length.isdecimal():
         return PlainTextResponse("The request needs a Content-Length header with the size of its body.", 411)

@@ -26,7 +26,7 @@ Changes = dict[Any, Any]  # new values of controls, or `gr.update(...)` of their
 
 
 class Handlers:
-    """The event handlers of a page. Each returns or yields the changes of the page."""
+    """The event handlers of a page. Each handler returns or yields the changes of the page."""
 
     def __init__(self, client: Client, directory: Path, controls: Controls) -> None:
         self._client, self._directory, self._controls = client, directory, controls
@@ -136,15 +136,15 @@ class Handlers:
         return self._show_selected(session)
 
     def fill_selected(self, session: Session) -> Changes:
-        """Fill in the settings of the selected image, with its seed, for one image."""
+        """Fill in the settings of the selected image, lock its seed, and set the number of images to 1."""
         return self._fill(session, session.images[session.selected].request, count=1)
 
     def fill_selected_unlocked(self, session: Session) -> Changes:
-        """Fill in the settings of the selected image, and unlock the seed."""
+        """Fill in the settings of the selected image, but unlock the seed, so that the next image gets a new one."""
         return {**self.fill_selected(session), self._controls.lock: False}
 
     def load_settings(self, session: Session, path: str | None) -> Changes:
-        """Fill in the settings of an uploaded image, and delete the file."""
+        """Fill in the settings of an uploaded image, and delete the uploaded file at `path`."""
         controls = self._controls
         if path is None:
             return _no_changes()

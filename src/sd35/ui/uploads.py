@@ -52,8 +52,8 @@ class Uploads:
                 response = await self._store_file(Request(scope, receive), count_bytes)
         except TooManyBytes:
             message = (
-                f"Too many uploads at the same time. Allowed: {MAX_HELD_BYTES_EACH} bytes from one address and"
-                f" {MAX_HELD_BYTES} bytes in total. Try again."
+                f"The uploads in progress are too large. Allowed: {MAX_HELD_BYTES_EACH} bytes from one address and"
+                f" {MAX_HELD_BYTES} bytes in total at the same time. Try again in a moment."
             )
             response = PlainTextResponse(message, 503, {"Retry-After": "1", "Connection": "close"})
         await response(scope, receive, send)

@@ -20,7 +20,7 @@ _FIELDS = (
 
 
 def notice(message: str, kind: Literal["error", "hint", "warning"] = "error") -> str:
-    """Return a message that screen readers announce. Returns an empty string for an empty message."""
+    """Return the HTML of a message, which screen readers announce. Returns an empty string for an empty message."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="notice {kind}" role="{role}">{escape(message)}</div>' if message else ""
 
@@ -49,7 +49,7 @@ def progress(batch: ImageBatch) -> str:
 
 
 def failures(batch: ImageBatch) -> str:
-    """Return the errors of a batch, each once, and the number of cancelled images. Empty if there are none."""
+    """Return the distinct errors of a batch, and the number of cancelled images. Empty if there are neither."""
     errors = dict.fromkeys(job.error for job in batch.jobs if job.error)
     html = notice(" ".join(errors))
     if cancelled := sum(job.status == "cancelled" for job in batch.jobs):

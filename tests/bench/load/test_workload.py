@@ -101,7 +101,7 @@ def test_the_digest_of_a_workload_ignores_its_name():
     [
         ({"sped": 1}, "sped: got an unknown key; allowed: name, seed, repeated_prompts, repeated_images, prompts"),
         ({"repeated_prompts": 2}, "repeated_prompts: got 2; allowed: less than or equal to 1"),
-        ({"classes": []}, "classes: got []; allowed: one or more"),
+        ({"classes": []}, "classes: got []; allowed: a list of one or more items"),
         ({"classes": [{"name": "all"}]}, "classes.0.name: got 'all'; allowed: any other name"),
         ({"classes": [{"name": "a", "step": [4]}]}, "classes.0.step: got an unknown key; allowed: name, weight, sizes"),
         ({"classes": [{"name": "a", "steps": [0]}]}, "classes.0.steps.0: got 0; allowed: greater than or equal to 1"),

@@ -1,6 +1,6 @@
 """The dialects: how to request an image from each kind of server, and how to read the response.
 
-A dialect refuses a workload that sets a field without an equivalent, so that no field is silently ignored.
+A dialect refuses a workload with a field that it cannot send, so that no field is silently ignored.
 """
 
 import base64

@@ -66,7 +66,7 @@ class LoadClient:
         return RequestResult(request.class_name, request.row_steps, scheduled_s, end_s, answer.status, answer.message)
 
     async def _post(self, request: BenchRequest) -> tuple[ImageResponse, float]:
-        """Send a request. Returns the response, and the time of its last byte. An error of the network is a failure."""
+        """Send a request. Returns the response, "failed" after a network error, and the time of its last byte."""
         try:
             response = await self._client.post(self.dialect.path, **self.dialect.build_request(request))
         except httpx2.HTTPError as error:

@@ -1,8 +1,8 @@
 """Workloads: mixes of request classes, built in or read from a file.
 
 The same seed of a workload gives the same requests. Every request has its own image seed, so that no image comes from a
-server's cache, except for the share `repeated_images`. With another `seed_offset`, a second run against the same server
-has other image seeds.
+server's cache, except for the share `repeated_images`. `seed_offset` changes all image seeds, for a second run against
+the same server.
 """
 
 import hashlib
@@ -156,7 +156,8 @@ def read_workload(path: Path) -> Workload:
     try:
         content: Any = read_toml(path) if path.suffix == ".toml" else read_json(path)
     except OSError as error:
-        raise InvalidSetting(f"--workload: {path} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise InvalidSetting(f"--workload: {path} cannot be read: {reason}; allowed: a TOML or JSON file") from error
     except ValueError as error:
         form = "TOML" if path.suffix == ".toml" else "JSON"
         raise InvalidSetting(
@@ -200,7 +201,7 @@ def _describe_error(detail: dict[str, Any], model_name: str) -> str:
     if detail["type"] == "missing":
         return f"{where}: is missing, but required"
     if detail["type"] == "too_short":
-        return f"{where}: got {detail['input']!r}; allowed: one or more"
+        return f"{where}: got {detail['input']!r}; allowed: a list of one or more items"
     if detail["type"] == "model_type":
         return f"{where}: got {shown(detail['input'])}; allowed: a table of keys and values"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")

@@ -70,7 +70,7 @@ class Gpus:
         return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
 
     def _energy_j(self, handle: Any) -> float | None:  # noqa: ANN401  a type of NVML
-        """Return the energy counter of a GPU, or None if the GPU has no counter (GPUs before Volta)."""
+        """Return the energy counter of a GPU in joules, or None if it cannot be read: GPUs before Volta have none."""
         with suppress(self._nvml.NVMLError):
             return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # from millijoules
         return None

@@ -27,7 +27,7 @@ OBJECTS = (
 
 
 def correct_share(images: Sequence[Pixels], scenes: Sequence[Scene]) -> float:
-    """Return the share of images that show their scenes. The images are of the scenes in the same order."""
+    """Return the share (0 to 1) of images that show their scenes. Images and scenes are in the same order."""
     judge = _load_judge()
     verdicts = [
         judge.verdict(image, scene.objects, scene.background, scene.relation).is_correct

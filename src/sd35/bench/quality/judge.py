@@ -58,10 +58,11 @@ class Judge:
     def verdict(self, image: np.ndarray, objects: Sequence[str], background: str, relation: str | None) -> Verdict:
         """Compare an image (uint8 `[H, W, 3]`) with a scene of one or two objects.
 
-        `relation` says where the first of two objects is: "left", "right", "above" or "below". It is None for one.
+        `relation` says where the first of two objects is: "left", "right", "above" or "below". None for one object.
         """
         found_background, _ = find_background(image)
         glyphs = self.find_glyphs(image, _AXIS.get(relation or ""))
+        # Found glyphs are in the order left to right, or top to bottom.
         expected = list(reversed(objects) if relation in {"right", "below"} else objects)
         is_correct = found_background == background and [glyph.name for glyph in glyphs] == expected
         return Verdict(is_correct, found_background, glyphs)

@@ -109,12 +109,12 @@ def _draw_batches(result: Result) -> str:
 
 
 def _draw_occupancy(occupancy: dict[str, int]) -> str:
-    """Draw the number of batches by `Batches.occupancy`."""
+    """Draw how many batches had each share of the maximum rows, from `Batches.occupancy`."""
     counts = [(f"{100 * float(share):g}", float(count)) for share, count in occupancy.items()]
     return figure(
         "Batch occupancy",
-        "Number of batches by their share of the maximum rows. A bar counts the batches up to its share, and above the"
-        " share of the bar before.",
+        "Number of batches by their share of the maximum rows. A bar labelled 50 counts batches with at most 50 %, but"
+        " more than the label of the bar before it.",
         bars("rows in use, % of the maximum", "batches", counts),
     )
 
@@ -139,7 +139,7 @@ def _draw_background_load(result: Result) -> str:
 
 
 def _draw_cold_start(result: Result) -> str:
-    """Draw the phases of the start. "other" is the time in no phase, such as that of starting Python."""
+    """Draw the phases of the start. "other" is the time in no phase, such as the start of Python."""
     cold = result.cold_start
     other_s = (cold.ready_s or 0) - sum(cold.phases_s.values())
     pieces = [(name, phase_s) for name, phase_s in cold.phases_s.items() if phase_s > 0]

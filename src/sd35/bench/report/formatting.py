@@ -73,7 +73,7 @@ def class_rows(load: LoadResult) -> list[list[str]]:
 
 
 def describe_plan(result: Result) -> str:
-    """Describe the workload and the plan."""
+    """Describe the workload and the plan of a run."""
     plan = result.plan
     return (
         f"'{result.workload.name}' ({result.workload_digest}), {counted(plan.rounds, 'round')} of"
@@ -83,7 +83,7 @@ def describe_plan(result: Result) -> str:
 
 
 def describe_quality(quality: Quality | None) -> str:
-    """Describe the comparison with the reference images."""
+    """Describe the result of the comparison with the reference images."""
     if quality is None:
         return "not compared"
     if quality.skip_reason:
@@ -118,7 +118,7 @@ def describe_cold_start(result: Result) -> str:
 
 
 def describe_memory(result: Result) -> str:
-    """Describe peak memory and its source."""
+    """Describe the peak memory of the server, and how it was measured."""
     return f"peak {format_bytes(result.memory.peak_bytes)} ({result.memory.source})"
 
 
@@ -134,7 +134,7 @@ def describe_gpu(result: Result) -> str:
 
 
 def describe_batches(result: Result) -> str:
-    """Describe the mean batch size."""
+    """Describe the number and the mean size of the engine's batches."""
     batches = result.batches
     if batches is None:
         return "not reported by this server"
@@ -142,13 +142,13 @@ def describe_batches(result: Result) -> str:
 
 
 def describe_machine(machine: Machine) -> str:
-    """Describe hardware and operating system."""
+    """Describe the hardware and the operating system of a machine."""
     hardware = f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB"
     return f"{hardware}; {'; '.join(machine.gpus) or 'no GPU'}; {machine.system}"
 
 
 def describe_software(machine: Machine) -> str:
-    """Describe versions and commit."""
+    """Describe the versions of Python and of libraries, and the commit of sd35."""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return f"Python {machine.python}, {versions}; commit {machine.commit or 'not known'}"
 

@@ -49,7 +49,7 @@ def html_page(title: str, content: str) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a table of text cells that scrolls sideways if it is wider than the screen."""
+    """Render a table of text cells. It scrolls sideways if it is wider than the screen."""
     return _render_scrolling_table(head, "".join(f"<tr>{_render_cells(row)}</tr>" for row in rows))
 
 
