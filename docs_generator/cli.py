@@ -17,11 +17,11 @@ _INTRODUCTION = """
 `sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of a command. `-h` is short for `--help`.
 `sd35 --version` prints the version.
 
-Each command has a flag for each setting that it uses. [Settings](settings.md) describes them and their defaults. These
-commands also take `--config FILE`, a TOML file of settings.
+Each command has a flag for each setting that it uses. [Settings](settings.md) describes them and their defaults. A
+command with such flags also takes `--config FILE`, a TOML file of settings.
 
-Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` stop with
-0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
+Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` exit
+with 0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
 """
 # The reasons why tests do not run an example, by pattern. The first pattern that matches the example counts.
 _NOT_RUN = {

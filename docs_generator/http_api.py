@@ -27,13 +27,13 @@ _INTRODUCTION = """
 The server describes this API itself: `/docs` is a page to try it, and `/openapi.json` is the OpenAPI description. To
 use an existing client, see [Clients](../guide/clients.md).
 
-- Bodies are JSON in UTF-8. Stability's API takes forms instead. Unknown fields are refused, except by AUTOMATIC1111's
-  API.
+- Bodies of requests are JSON in UTF-8. Stability's API takes forms instead. Unknown fields are refused, except by
+  AUTOMATIC1111's API.
 - If the service has API keys, each route needs one, except `/healthz`, `/readyz`, `/docs`, `/openapi.json` and signed
   links. Send it as `Authorization: Bearer sd35_...`, as `X-Api-Key: sd35_...`, or as the password of HTTP Basic.
 - `Idempotency-Key` is a name that you choose for a call that generates images. If you send the call again with the same
-  key and body, it returns the same images instead of generating others.
-- A response with a status of 400 or more has an [error](#errors) as its body. The [responses of most
+  key and body, the service returns the same images instead of generating others.
+- A response with a status of 400 or more has an [error](#errors) as its body, except 416. The [responses of most
   routes](#responses-of-most-routes) are listed once.
 - `X-Request-Id` in each response is the id of the request in the server's log.
 """

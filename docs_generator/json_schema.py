@@ -96,7 +96,7 @@ def with_enumerations(api: dict[str, Any]) -> dict[str, Any]:
 def references_in(part: Any) -> Iterator[str]:  # noqa: ANN401  any JSON value
     """Yield the names of all objects that a part of a schema refers to."""
     if isinstance(part, Mapping):
-        if name := reference_of(part):
+        if (name := reference_of(part)) and "enum" not in part:  # `with_enumerations` has inlined enumerations
             yield name
         for each in part.values():
             yield from references_in(each)

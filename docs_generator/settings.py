@@ -24,7 +24,7 @@ variable or the file. Secrets have no flag, because every user of a machine can 
 commands have the flags of the settings that they use: see [Command line](cli.md).
 """
 _KUBERNETES = """
-On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...`, which is no port. Set
+On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...`, which is not a port number. Set
 `enableServiceLinks: false`, or give the Service another name.
 """
 

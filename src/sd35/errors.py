@@ -135,9 +135,9 @@ class UntrustedRequest(_FieldError):  # noqa: N818
 
 
 class HostNotAllowed(UntrustedRequest):
-    """The request's `Host` header names a host that is not allowed. Applies only to a server without API keys.
+    """The request's `Host` header names a host that is not allowed. Servers with API keys allow any host.
 
-    Remedy: Add the name to the setting `allowed_hosts`, or create an API key.
+    Remedy: Add the name to the setting `allowed_hosts`. For `sd35 serve`, you can create an API key instead.
     """
 
     def __init__(self, host: str) -> None:
@@ -274,7 +274,8 @@ class IdempotencyConflict(Sd35Error):  # noqa: N818
 class StoreUnavailable(Sd35Error):  # noqa: N818
     """The database or the image store does not answer or is full, or the API keys were lost.
 
-    Remedy: Send the request again later. The operator must repair the store that the error names.
+    Remedy: Send the request again later. The operator must repair the store that the error names. If the API keys were
+    lost, the error shows the commands to use.
     """
 
     status = 503

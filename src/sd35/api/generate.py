@@ -31,7 +31,7 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=r"^[!-~]{1,255}$",
-        description="A name that the client chooses for this call. If the client sends the call again with the same"
+        description="A name that the client chooses for this call. If the client sends the same call again with this"
         " key, it gets the same images, or the same job.",
     ),
 ]
@@ -40,12 +40,12 @@ FILE_CONTENT: dict[str, Any] = {
     file_format.media_type: {"schema": {"type": "string", "format": "binary"}} for file_format in Format
 }
 IMAGE_HEADERS = {
-    "X-Sd35-Seed": "The seed of the image, also if the service chose it.",
+    "X-Sd35-Seed": "The seed of the image, even if the service chose it.",
     "X-Sd35-Digest": "The identity of the image: the SHA-256 of its complete request.",
     "X-Sd35-Model": "The name of the model, percent-encoded if it is not ASCII.",
     "X-Sd35-Time-Ms": "Milliseconds from the acceptance of the request to the stored file. 0 for a cached image.",
     "X-Sd35-Generated-Size": "The size at which the image was generated, such as `128x128`. Only if it was enlarged.",
-    "X-Sd35-Truncated": "The fields whose prompts are too long for the text encoders, such as `prompt`, separated by"
+    "X-Sd35-Truncated": "The prompt fields that are too long for the text encoder T5, such as `prompt`, separated by"
     " commas. Only if a prompt was truncated.",
     "X-Sd35-Cache": "`hit` for a cached image, `shared` for an image that was generated once for several simultaneous"
     " requests, else `miss`.",

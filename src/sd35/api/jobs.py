@@ -132,9 +132,10 @@ VisibleJob = Annotated[Job, Depends(visible_job)]
     openapi_extra=openapi_body(JobBody, examples=EXAMPLES),
     responses={
         **BODY_ERRORS,
+        403: documented("The request needs more pixels than the caller may generate in an hour."),
         409: documented("The idempotency key was used with another body."),
         413: documented("The body is too large."),
-        429: documented("The queue is full.", **{"Retry-After": RETRY_AFTER}),
+        429: documented("The queue is full, or the caller's rate limit is reached.", **{"Retry-After": RETRY_AFTER}),
         **PROBLEM.unavailable,
     },
 )

@@ -40,7 +40,7 @@ def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) ->
     errors = {
         "401": documented("The API key is missing or invalid.", **{"WWW-Authenticate": "How to send an API key."}),
         "403": documented("`Host`, or the origin of a web page that sent the request, is not allowed."),
-        "503": documented("The key store does not answer.", **{"Retry-After": RETRY_AFTER}),
+        "503": documented("The store of API keys does not answer.", **{"Retry-After": RETRY_AFTER}),
     }
     if "requestBody" in operation:
         errors["408"] = documented("The body did not arrive within `body_timeout_s`.")

@@ -28,11 +28,9 @@ class Defaults(BaseModel):
 
 
 class Ranges(BaseModel):
-    """The allowed values. An array is the minimum and the maximum."""
+    """The allowed values. An array has the minimum and the maximum."""
 
-    side_px: tuple[int, int] = Field(
-        description="Width and height in pixels. If `enlarges` is true, sides may be larger."
-    )
+    side_px: tuple[int, int] = Field(description="Width and height in pixels. Larger if `enlarges` is true.")
     size_multiple_px: int = Field(
         default=SIZE_MULTIPLE_PX, description="Width and height are multiples of this number."
     )
@@ -42,13 +40,13 @@ class Ranges(BaseModel):
         default=GUIDANCE_SCALE, description="The scale of classifier-free guidance."
     )
     skip_layer_scale: tuple[float, float] = Field(
-        description="The scale of skip-layer guidance. 0 to 0 if the model or the backend does not support it."
+        description="The scale of skip-layer guidance. `[0, 0]` if the model or the backend does not support it."
     )
     seed: tuple[int, int] = Field(default=SEED, description="The seed.")
 
 
 class ModelCard(BaseModel):
-    """A served model. The fields `id` to `owned_by` are OpenAI's, and the others are this project's."""
+    """A served model. The fields `id` to `owned_by` are OpenAI's. The others are this project's."""
 
     id: str = Field(description="The name of the model, as in the field `model` of a request.")
     object: Literal["model"] = Field(default="model", description="Always `model`.")
@@ -61,7 +59,7 @@ class ModelCard(BaseModel):
     defaults: Defaults = Field(description="The model's values for fields that a request omits.")
     ranges: Ranges = Field(description="The allowed values of fields.")
     native_pixels: int = Field(
-        description="If `enlarges` is true, larger images are generated with this number of pixels, and then enlarged."
+        description="If `enlarges` is true, larger images are generated with about this many pixels, and then enlarged."
     )
     enlarges: bool = Field(
         description="Whether images with sides above `side_px` are generated smaller at the same aspect ratio, and then"
@@ -85,7 +83,7 @@ class Health(BaseModel):
     """A sign that the process is alive."""
 
     status: Literal["ok"] = Field(default="ok", description="Always `ok`.")
-    uptime_s: float = Field(description="The number of seconds since the process created the application.")
+    uptime_s: float = Field(description="The number of seconds since the server started.")
 
 
 class Ready(BaseModel):

@@ -53,8 +53,8 @@ class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
     skip_layer_scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])] | None = Field(
         None,
         description=f"a number from {SKIP_LAYER_SCALE[0]:g} to {SKIP_LAYER_SCALE[1]:g}, in the model's range, listed in"
-        " /v1/models: the scale of skip-layer guidance, which improves structure by one more prediction in some steps."
-        f" 0 turns it off. It has no effect if `guidance_scale` is 1 or less. {_DEFAULT}",
+        " /v1/models: the scale of skip-layer guidance, which improves the structure of the image with one more"
+        f" prediction in some steps. 0 turns it off. It has no effect if `guidance_scale` is 1 or less. {_DEFAULT}",
     )
     seed: fields.Seed | None = Field(
         None,
@@ -71,7 +71,8 @@ class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
     )
 
     output_format: fields.OutputFormat | None = Field(
-        None, description="png, jpeg, webp or avif: the format of the file. Omitted or null: by `Accept`, else png."
+        None,
+        description="png, jpeg, webp or avif: the file format. Omitted or null: by `Accept`, else png (jobs: png).",
     )
     metadata: bool = Field(
         True,  # noqa: FBT003

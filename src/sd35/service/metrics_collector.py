@@ -207,7 +207,7 @@ _READINGS: dict[MetricDescription, Read] = {
     _gauge("sd35_fallback_active", "1 while a fallback backend generates images until a build has ended."): (
         _reader_of_builder(lambda builder: builder.is_running)
     ),
-    _gauge("sd35_build_seconds", "Time since the builds began. Their total duration after they have ended."): (
+    _gauge("sd35_build_seconds", "Duration of all builds of graphs or engines, up to now or to their end."): (
         _reader_of_builder(lambda builder: builder.took_s)
     ),
     _counter("sd35_build_failures_total", "Builds of graphs or engines that failed."): (

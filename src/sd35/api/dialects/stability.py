@@ -58,8 +58,8 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
     )
     aspect_ratio: Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"] = Field(
         "1:1",
-        description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21. The image has about as many pixels as the"
-        " model's default size. With SD3.5, 16:9 is 1344x768, and 1:1 is 1024x1024.",
+        description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21: width to height. The image has about as"
+        " many pixels as the model's default size. With SD3.5, 16:9 is 1344x768, and 1:1 is 1024x1024.",
     )
     model: Annotated[str, Field(min_length=1)] | SkipJsonSchema[None] = Field(
         None,
@@ -125,7 +125,7 @@ class ImageResponse(BaseModel):
 
     image: str = Field(description="The file in base64.")
     finish_reason: FinishReason = Field(description="`CONTENT_FILTERED` if the content filter blurred the image.")
-    seed: int = Field(description="The seed of the image, also if the service chose it.")
+    seed: int = Field(description="The seed of the image, even if the service chose it.")
     model: str = Field(description="The name of the model that was used.")
     digest: str = Field(description="The identity of the image: the SHA-256 of its complete request.")
 
@@ -157,7 +157,7 @@ _ERROR_FORMAT = ErrorFormat(_render_error, ErrorBody)
 _documented = _ERROR_FORMAT.documented
 _HEADERS = {
     "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` if the content filter blurred the image.",
-    "seed": "The seed of the image, also if the service chose it.",
+    "seed": "The seed of the image, even if the service chose it.",
     **IMAGE_HEADERS,
 }
 

@@ -15,8 +15,8 @@ app = typer.Typer()
 def remove(name: Name, *, settings: Settings) -> None:
     """Delete the files of a checkpoint and print how much disk space that freed.
 
-    Deletes only the revision that `sd35 models` shows. Other revisions stay in the cache, because other programs may
-    use them.
+    Deletes only the revision (commit on the hub) that `sd35 models` shows. Other revisions stay in the cache, because
+    other programs may use them.
 
     [bold]Examples[/bold]
 

@@ -18,11 +18,11 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     trusted_proxies: Annotated[CommaSeparated[str], Flag("NETWORKS")] = Field(
         (),
         description="Addresses and networks of trusted reverse proxies. Their `X-Forwarded-For` and `X-Forwarded-Proto`"
-        " headers are used, and those of other senders are ignored. Separated by commas (in the file, a list).",
+        " headers are used. Those of other senders are ignored. Separated by commas (in the file, a list).",
     )
     allowed_hosts: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (),
-        description="Host names under which clients may reach a server without API keys: `gpu.example`,"
+        description="Host names under which clients may reach `sd35 ui`, or a server without API keys: `gpu.example`,"
         " `*.example.com` for all subdomains, or `*` for any name. IP addresses, `localhost` and the host of"
         " `public_url` are always allowed. Separated by commas (in the file, a list).",
     )

@@ -24,21 +24,21 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         description="Number format of the computation: `float32`, `float16`, `bfloat16`, `fp8`, or `auto`, the default"
         " of the backend for the device. `fp8` uses FP8 in most of the transformer and `bfloat16` elsewhere. With"
         " `diffusers`, `fp8` means `fp8-dynamic` (multiplies in FP8) if the GPU can do so, and otherwise `fp8-weights`"
-        " (only stores weights in FP8). You can also set one of these, or `fp8-storage`. It needs the least memory,"
+        " (only stores weights in FP8). You can also set either of them, or `fp8-storage`, which needs the least memory"
         " because it also stores T5's weights in FP8.",
     )
     fallback: Annotated[str | None, Flag("BACKEND")] = Field(
         None,
         description="Second backend that `serve` loads, such as `diffusers` or `onnx/float32`. It generates images"
         " while the graphs or engines of the first backend are built. If its precision is wider, it also repeats images"
-        " that fail numerically.",
+        " with numerical failures.",
     )
     device: Annotated[str, Flag("DEVICE")] = Field(
         "auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ..."
     )
     offload: Annotated[Literal["auto", "none", "encoders", "model", "sequential"], Flag("NETWORKS")] = Field(
         "auto",
-        description="Networks that are in the device's memory only while needed, to save memory: `none`, the text"
+        description="What is in the device's memory only while needed, to save memory: nothing (`none`), the text"
         " encoders (`encoders`), each network (`model`), or each layer (`sequential`). `auto` picks the fastest of"
         " these that fits; `sd35 plan` shows it.",
     )
@@ -78,7 +78,7 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         " the models are loaded.",
     )
     embedding_cache_mb: Annotated[int, Flag("MB")] = Field(
-        64, ge=0, description="Size of the cache of encoded prompts, in megabytes."
+        64, ge=0, description="Size of the cache of encoded prompts, in megabytes; 0 turns it off."
     )
 
     @field_validator("fallback")

@@ -39,8 +39,8 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
         " 0 allows only enough images to keep the device busy, so that accepted images wait less.",
     )
     max_wait_s: Annotated[float, Flag("SECONDS")] = Field(
-        600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, requests get 429."
+        600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, the HTTP status is 429."
     )
     max_jobs: Annotated[int, Flag("JOBS")] = Field(
-        10_000, ge=1, description="Maximum number of jobs that wait in the queue; further jobs get 429."
+        10_000, ge=1, description="Maximum number of jobs that wait in the queue; further jobs get the HTTP status 429."
     )

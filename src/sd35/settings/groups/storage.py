@@ -51,18 +51,18 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
         " service.",
     )
     retention_days: Annotated[float, Flag("DAYS")] = Field(
-        30, ge=0, description="Days to keep an image after it was last requested; 0 is unlimited."
+        30, ge=0, description="Days to keep an image after its last request, and a job after its end; 0 is unlimited."
     )
     retention_gb: Annotated[float, Flag("GB")] = Field(
         20,
         ge=0,
-        description="Gigabytes of images to keep. Above it, the images that were not requested for the longest time are"
-        " removed. 0 is unlimited.",
+        description="Gigabytes of images to keep. Beyond this size, the images that were not requested for the longest"
+        " time are deleted. 0 is unlimited.",
     )
     keep_metadata: bool = Field(
         default=True,
-        description="Record in each image file how it was generated. Requests can override this. To"
-        " turn it off: `SD35_KEEP_METADATA=false`, or `false` in the file.",
+        description="Record in each image file how it was generated. A request can leave this out with the field"
+        " `metadata`. To leave it out of all files: `SD35_KEEP_METADATA=false`, or `false` in the settings file.",
     )
 
     @field_validator("cache_dir", "data_dir")

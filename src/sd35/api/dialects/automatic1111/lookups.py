@@ -57,12 +57,12 @@ async def embeddings() -> dict[Literal["loaded", "skipped"], dict[str, str]]:
 
 
 async def _list_nothing() -> list[str]:
-    """Return an empty list, because the server has none of these."""
+    """Return an empty list, because the server has nothing to list."""
     return []
 
 
 async def _do_nothing() -> None:
-    """Do nothing. Clients call this route before or after they generate images."""
+    """Return null. Clients call this route before or after they generate images."""
 
 
 for _name, _reason in _NO_EFFECT.items():

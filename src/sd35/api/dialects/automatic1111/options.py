@@ -36,7 +36,7 @@ async def options(request: Request) -> Options:
     responses={**BODY_ERRORS, **MODEL_ERRORS, **ERROR_FORMAT.unavailable},
 )
 async def set_options(request: Request) -> None:
-    """Set `sd_model_checkpoint` for the calling client, until the service ends. Other settings cannot be set.
+    """Set `sd_model_checkpoint` for the calling client, until the service ends.
 
     Settings that do not change images, and AUTOMATIC1111's default values, are accepted without effect. Others are
     refused.

@@ -48,7 +48,7 @@ router = APIRouter(prefix="/sdapi/v1")
     responses={200: {"headers": _IGNORED_HEADER}, **errors_of_generation(ERROR_FORMAT), **BODY_ERRORS, **MODEL_ERRORS},
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the images when each is done or skipped.
+    """Return the images when all of them are done or skipped.
 
     If the client disconnects, the images are cancelled, unless the call has an idempotency key.
     """
@@ -87,7 +87,7 @@ async def progress(
     request: Request,
     skip_current_image: Annotated[bool, Query(description="Whether to leave out the preview.")] = False,  # noqa: FBT002
 ) -> ProgressResponse:
-    """Return the progress of the client's oldest running call. If no call is running, all values are 0."""
+    """Return the progress of the client's oldest running call. If no call is running, all numbers are 0."""
     call = _running_call(request)
     if call is None:
         return ProgressResponse()

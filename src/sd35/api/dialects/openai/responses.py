@@ -39,7 +39,7 @@ class ImageItem(BaseModel):
 
     b64_json: str | None = Field(None, description="The file in base64, if `response_format` is `b64_json`.")
     url: str | None = Field(None, description="A signed link to the file, if `response_format` is `url`.")
-    seed: int = Field(description="The seed of the image, also if the service chose it.")
+    seed: int = Field(description="The seed of the image, even if the service chose it.")
     digest: str = Field(description="The identity of the image, as in `/v1/artifacts/{digest}`.")
     cached: bool = Field(description="Whether another request for the same image generated it.")
     content_filtered: bool = Field(description="Whether the content filter blurred the image.")
