@@ -44,7 +44,8 @@ _DESCRIPTION = """A server for Stable Diffusion 3.5.
     curl -X POST http://127.0.0.1:8000/v1/txt2img -H 'content-type: application/json' \\
       -d '{"prompt": "a cat on a blue background"}' -o out.png
 
-If the service has API keys, each request needs one: `Authorization: Bearer sd35_...` or `X-Api-Key: sd35_...`.
+If the service has API keys, requests need one: `Authorization: Bearer sd35_...` or `X-Api-Key: sd35_...`. Health
+checks, this description, the user interface and signed links need none.
 
 Clients written for the image APIs of OpenAI, AUTOMATIC1111 or Stability work with the base URL of this server.
 
@@ -152,7 +153,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    """Answer a request whose query parameters or headers FastAPI found invalid. `read_json` validates bodies."""
+    """Answer a request with an invalid path, query parameter or header. `read_json` validates bodies."""
     assert isinstance(error, RequestValidationError)
     errors = [
         FieldError(field=str(detail["loc"][1]), got=echo(detail.get("input")), allowed=str(detail["msg"]))
@@ -164,9 +165,9 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer a request for which no route exists (404) or not with this method (405).
+    """Answer a request for a path without a route (404), or with a method that the path does not have (405).
 
-    `OPTIONS` of an existing path gets 204 and the allowed methods.
+    `OPTIONS` of a path with a route gets 204 and the allowed methods.
     """
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -183,7 +184,7 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Return the methods of all routes that match the path. Starlette's `Allow` has those of the first route only."""
+    """Return the methods of all routes that match the path. Starlette's `Allow` covers the first route only."""
     routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     scopes = [(method, {**request.scope, "method": method}) for method in ALL_METHODS]
     return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]

@@ -99,11 +99,11 @@ def service_of(request: Request) -> Service:
 
 
 async def require_admin(request: Request) -> None:
-    """Refuse users' API keys. Use as a dependency of routes for administrators. Raises NotAllowed."""
+    """Raise NotAllowed if the caller's API key is a user's. Use as a dependency of routes for administrators."""
     if caller_of(request).role is not Role.ADMIN:
         raise NotAllowed(
-            "this route needs an administrator's API key, and this key is a user's; create one with:"
-            " sd35 keys add NAME --admin"
+            "this route needs an administrator's API key, and this key is a user's; the operator can create an"
+            " administrator's key with: sd35 keys add NAME --admin"
         )
 
 

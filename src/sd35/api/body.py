@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from sd35.api.errors import ApiError, FieldError, echo
 
 MAX_BODY_BYTES = 1024 * 1024
-_MAX_NAMED_FIELDS = 10  # unknown fields that an error names; the error gives the number of the others
+_MAX_NAMED_FIELDS = 10  # unknown fields that an error names; if there are more, it gives their number
 INTEGER_DIGITS = 1000  # longer integers are refused without converting them, which would take too long
-_CLAUSE_END = re.compile(r"[:.](?: |$)")  # ends the allowed values, with which a field's description begins
+_CLAUSE_END = re.compile(r"[:.](?: |$)")  # the end of the allowed values at the start of a field's description
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -32,9 +32,9 @@ async def allow_missing_content_type(request: Request) -> None:
     """Accept JSON bodies without a `Content-Type`. Use as a dependency of routers that imitate another service.
 
     Some clients of those services do not send the header, such as Dify's tool for AUTOMATIC1111. This project's own
-    routes require the header, because browsers then ask the server with a CORS preflight request before a page of
-    another site may send a body. Without the header there is no preflight (`fetch` with a `Blob` that has no type), and
-    only the check of `Origin` keeps such pages out.
+    routes require it, as a protection against pages of other sites: before a page may send such a header, the browser
+    asks the server with a CORS preflight request. A page can also send a body without the header (`fetch` with a `Blob`
+    that has no type). Then there is no preflight, and only the check of `Origin` keeps the page out.
     """
     request.state.content_type_optional = True
 
@@ -48,10 +48,10 @@ async def read_json(request: Request, model: type[Body]) -> Body:
 
 
 async def read_unparsed_json(request: Request, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
-    """Read a JSON body without parsing it, so that the caller can parse a large one later.
+    """Read a JSON body without parsing it, so that the caller can parse a large body in a thread.
 
-    For `max_bytes` and `count`, see `read_body`. Raises ApiError like `read_body`, and with status 415 if the body is
-    not `application/json`.
+    For `max_bytes` and `count`, see `read_body`. Raises ApiError like `read_body`, and with status 415 if the
+    `Content-Type` is not `application/json`.
     """
     content_type = request.headers.get("content-type", "").strip()
     media_type = content_type.partition(";")[0].strip().lower()
@@ -78,7 +78,8 @@ def parse_json(content: bytes, model: type[Body]) -> Body:
 def parse_object(content: bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8.
 
-    Raises ApiError with status 400 if `content` is not JSON, or 422 if it is not an object or repeats a key.
+    Raises ApiError with status 400 if `content` is not JSON or is nested too deeply, or 422 if it is not an object or
+    repeats a key.
     """
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_object_of, parse_int=_integer_of)
@@ -94,7 +95,8 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
     """Return an object as a `model`. Unknown fields are invalid, unless the model has `extra="ignore"`.
 
-    Raises ApiError with status 422 and a FieldError for each invalid field.
+    Raises ApiError with status 422 and a FieldError for each invalid field. Of the unknown fields, the error names
+    only the first `_MAX_NAMED_FIELDS`.
     """
     # pydantic cannot report an unknown field whose name has a lone surrogate, so unknown fields are found here.
     known = {name: content for name, content in value.items() if name in model.model_fields}
@@ -102,8 +104,7 @@ def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
     unknown = [(name, content) for name, content in value.items() if name not in known and not ignores]
     errors = [_unknown_field_error(name, content, model) for name, content in unknown[:_MAX_NAMED_FIELDS]]
     if len(unknown) > _MAX_NAMED_FIELDS:
-        more = f"{len(unknown) - _MAX_NAMED_FIELDS} more unknown fields"
-        errors.append(_unknown_field_error("body", more, model))
+        errors.append(_unknown_field_error("body", f"{len(unknown)} unknown fields", model))
     try:
         body = model.model_validate(known, strict=True)
     except ValidationError as error:
@@ -122,7 +123,7 @@ def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
 def _unknown_field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:
     """Return the error of an unknown field. It names the known fields, except those that exist only to be refused."""
     fields = [name for name, known in model.model_fields.items() if known.annotation is not type(None)]
-    return FieldError(field=echo(field), got=echo(got), allowed=f"only {', '.join(fields)}")
+    return FieldError(field=echo(field), got=echo(got), allowed=f"only known fields ({', '.join(fields)})")
 
 
 def _invalid_field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:

@@ -74,7 +74,7 @@ class AllowedOrigins:
         self._public = _origin(parts.scheme, parts.netloc.rpartition("@")[2])
 
     def error(self, headers: Headers, scheme: str) -> OriginNotAllowed | None:
-        """Return the error of a request with these headers, or None if no page of another origin sent it.
+        """Return the error of a request with these headers, or None if the request is allowed.
 
         `scheme` is the scheme of the URL that the client used. `Sec-Fetch-Site: same-origin` is sufficient, because a
         proxy may have rewritten `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only. For other

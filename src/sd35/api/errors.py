@@ -131,7 +131,7 @@ class ErrorFormat(NamedTuple):
     @property
     def unavailable(self) -> Responses:
         """The description of the 503 response. All routes that need the service have it."""
-        description = "The service is loading or closing, or a store does not answer."
+        description = "The service is loading or closing, its engine has failed, or a store does not answer."
         return {503: self.documented(description, **{"Retry-After": RETRY_AFTER})}
 
 
@@ -173,16 +173,16 @@ def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
     """Return a received value in a form that is safe to send back.
 
     Booleans, null, finite floats, short text and integers below 2^53 are returned unchanged, anything else as short
-    text: "a list of 3", "an integer of 80 bits", or the beginning of a long text.
+    text: "a list of length 3", "an integer of 80 bits", or the beginning of a long text.
     """
     # Booleans are integers. JavaScript rounds integers from 2^53 on.
     is_safe_integer = isinstance(value, int) and abs(value) < 2**53
     if value is None or is_safe_integer or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, list):
-        text = f"a list of {len(value)}"
+        text = f"a list of length {len(value)}"
     elif isinstance(value, dict):
-        text = f"an object of {len(value)}"
+        text = f"an object of size {len(value)}"
     elif isinstance(value, int):
         text = f"an integer of {value.bit_length()} bits"
     else:

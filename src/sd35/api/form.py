@@ -13,7 +13,7 @@ from sd35.threads import PARSING
 
 MAX_FORM_BYTES = 10 * 1024 * 1024
 MAX_PARTS = 50
-_TRANSFER_ENCODINGS = {b"", b"7bit", b"8bit", b"binary"}  # those that leave the text of a part unchanged
+_TRANSFER_ENCODINGS = {b"", b"7bit", b"8bit", b"binary"}  # header values with which a part contains its text unchanged
 _INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
 
@@ -36,8 +36,8 @@ async def read_form(request: Request, model: type[Body]) -> Body:
 
     Fields of `model` that are numbers need the annotation AS_INTEGER or AS_NUMBER, because a form contains text only.
 
-    Raises ApiError like `read_body`, and with status 400 if the form is malformed, 415 if the body is not a form, and
-    422 if a field is invalid.
+    Raises ApiError like `read_body` and `validate`, and with status 400 if the form is malformed, 415 if the
+    `Content-Type` is not that of a form, and 422 if a field is repeated or is not text.
     """
     content_type = request.headers.get("content-type", "")
     boundary = boundary_of(content_type)

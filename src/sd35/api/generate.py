@@ -43,15 +43,15 @@ IMAGE_HEADERS = {
     "X-Sd35-Seed": "The seed of the image, even if the service chose it.",
     "X-Sd35-Digest": "The identity of the image: the SHA-256 of its complete request.",
     "X-Sd35-Model": "The name of the model, percent-encoded if it is not ASCII.",
-    "X-Sd35-Time-Ms": "Milliseconds from the acceptance of the request to the stored file. 0 for a cached image.",
+    "X-Sd35-Time-Ms": "Milliseconds from the acceptance to the storage of the image. 0 if it was read from the store.",
     "X-Sd35-Generated-Size": "The size at which the image was generated, such as `128x128`. Only if it was enlarged.",
     "X-Sd35-Truncated": "The prompt fields that are too long for the text encoder T5, such as `prompt`, separated by"
     " commas. Only if a prompt was truncated.",
-    "X-Sd35-Cache": "`hit` for a cached image, `shared` for an image that was generated once for several simultaneous"
-    " requests, else `miss`.",
+    "X-Sd35-Cache": "`hit` for a cached image, `shared` for an image that was already being generated for another"
+    " request, else `miss`.",
     "X-Sd35-Content-Filtered": "`true`. Only if the content filter blurred the image.",
     "X-Sd35-Stored": "`false`. Only if the image could not be stored.",
-    "Server-Timing": "Milliseconds of each stage, from `queue` to `store`. Only if this request generated the image.",
+    "Server-Timing": "Milliseconds of each stage, from `queue` to `store`. Not for an image read from the store.",
     "X-Request-Id": "The id of the request in the server's log.",
 }
 
@@ -87,7 +87,7 @@ def job_specs_of(
     `params` has one item for each image. An idempotency key can be used again only with an equal `body`.
 
     Raises NotReady like `service_of`, UnknownModel if the model is not served, or InvalidRequest if the model cannot
-    generate an image.
+    generate an image with these parameters.
     """
     pool, owner = service_of(request).pool, caller_of(request).owner
     body_digest = "" if idempotency_key is None else _digest_of(body)
@@ -103,7 +103,7 @@ def job_specs_of(
 async def running_batch(
     request: Request, job_specs: Sequence[JobSpec], on_step: OnStep | None = None, *, previews: bool = False
 ) -> AsyncIterator[Batch]:
-    """Generate the images of a call. The end of the block cancels images that are not done.
+    """Start to generate the images of a call. Leaving the block cancels images that are not done.
 
     For `on_step` and `previews`, see `Batch`. Raises TooMany or NotAllowed if the call exceeds the caller's limits.
     """
@@ -119,7 +119,7 @@ async def running_batch(
 
 
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
-    """Generate all images of a call. Cancel them if the client disconnects.
+    """Generate all images of a call, and return their results in order. Cancel them if the client disconnects.
 
     Raises ClientDisconnect, and the errors of `running_batch` and `Batch.results`.
     """

@@ -48,7 +48,7 @@ class Link(BaseModel):
         200: {"description": "The file.", **_FILE},
         206: {"description": "The part of the file that `Range` selects.", **_FILE},
         304: {"description": "The client's copy is current."},
-        307: {"description": "A redirect to the file in the object store."},
+        307: {"description": "A redirect to the file in the object store, if the setting `redirect_images` is on."},
         403: documented("The signed link has expired, or its signature is wrong."),
         406: documented("`Accept` allows none of the formats."),
         416: {"description": "`Range` is outside the file."},
@@ -132,4 +132,4 @@ def _visible_to(request: Request, service: Service) -> str | None:
 
 
 def _not_found(digest: str) -> ApiError:
-    return ApiError.from_field(404, "digest", digest, "the digest of one of your images, as in X-Sd35-Digest")
+    return ApiError.from_field(404, "digest", digest, "the digest of an image that you may see, as in X-Sd35-Digest")

@@ -77,7 +77,7 @@ class JobPage(BaseModel):
 
 def job_body(store: JobStore, job_id: str) -> bytes | None:
     """Return the body of a webhook request, or None if the job was deleted."""
-    job = store.get(job_id, None)  # None: whoever owns it
+    job = store.get(job_id, None)  # None: of any owner
     return job_view(job).model_dump_json(exclude_none=True).encode() if job else None
 
 
@@ -132,7 +132,7 @@ VisibleJob = Annotated[Job, Depends(visible_job)]
     openapi_extra=openapi_body(JobBody, examples=EXAMPLES),
     responses={
         **BODY_ERRORS,
-        403: documented("The request needs more pixels than the caller may generate in an hour."),
+        403: documented("The image has more pixels than the caller may generate in an hour."),
         409: documented("The idempotency key was used with another body."),
         413: documented("The body is too large."),
         429: documented("The queue is full, or the caller's rate limit is reached.", **{"Retry-After": RETRY_AFTER}),
@@ -140,7 +140,10 @@ VisibleJob = Annotated[Job, Depends(visible_job)]
     },
 )
 async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
-    """Accept a job and return it at once. The job survives a lost connection and restarts of the service."""
+    """Accept a job and return it at once. The job survives a lost connection.
+
+    It also survives restarts of the service, unless the setting `database` is `memory`.
+    """
     service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
@@ -161,8 +164,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     structlog.contextvars.bind_contextvars(job=job.id)
     note(job=job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    (view,) = await _job_views([job], service)
-    return view
+    return (await _job_views([job], service))[0]
 
 
 @router.get("", summary="List jobs", responses=PROBLEM.unavailable)
@@ -184,8 +186,7 @@ async def page(
 @router.get("/{job_id}", summary="Get a job", responses=_NOT_FOUND)  # noqa: FAST003  `visible_job` takes it
 async def get(request: Request, job: VisibleJob) -> JobView:
     """Return a job with its queue position if it is queued, and with the URL of its image if it succeeded."""
-    (view,) = await _job_views([job], service_of(request))
-    return view
+    return (await _job_views([job], service_of(request)))[0]
 
 
 @router.delete("/{job_id}", summary="Cancel or delete a job", responses=_NOT_FOUND)  # noqa: FAST003  see above
@@ -220,8 +221,8 @@ async def events(
     """Stream the job's progress as server-sent events. The data of an event is a JSON object.
 
     An event `queued` has `queue_position`. An event `running` has `step`, `steps` and `seconds_left` (null if unknown).
-    With the parameter `preview`, it can also have `preview`: a data URL of a PNG file. An event `succeeded`, `failed`
-    or `cancelled` has the job, and ends the stream.
+    With the parameter `preview`, it can also have `preview`: a data URL of a PNG file. The data of an event
+    `succeeded`, `failed` or `cancelled` is the job, and the event ends the stream.
     """
     after = -1 if last_event_id is None else last_event_id  # -1 is before the first event
     async for event in service_of(request).jobs.events(job, after, previews=preview):

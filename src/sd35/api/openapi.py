@@ -43,7 +43,7 @@ def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) ->
         "503": documented("The store of API keys does not answer.", **{"Retry-After": RETRY_AFTER}),
     }
     if "requestBody" in operation:
-        errors["408"] = documented("The body did not arrive within `body_timeout_s`.")
+        errors["408"] = documented("The body did not arrive within the time of the setting `body_timeout_s`.")
     responses = operation["responses"] = errors | operation["responses"]  # the route's own descriptions take precedence
     if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's format, which this app does not use
         del responses["422"]

@@ -7,8 +7,8 @@ with an endless header.
 A client may pipeline requests: send further ones before the first is answered. They wait as unparsed bytes until the
 request before them is answered. uvicorn itself parses everything it receives, which takes a hundred times the memory of
 a small request, and resumes reading after each response. Here, reading pauses while the unparsed bytes exceed a limit.
-If the request before them may generate an image, the connection is closed instead. Otherwise, a disconnect would go
-unnoticed while reading is paused, and the image would be generated for nobody.
+If the request before them may generate an image, the connection is closed instead: while reading is paused, a
+disconnect would go unnoticed, and the image would be generated for nobody.
 
 If a client does not read its responses, its connection is closed after `STALLED_S`.
 """
@@ -27,7 +27,7 @@ MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
 MAX_UNPARSED_BYTES = 64 * 1024
 _SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, even between two small requests
-STALLED_S = 120.0  # a client that reads nothing for so long is disconnected
+STALLED_S = 120.0  # a client that reads nothing for this long is disconnected
 _LONG_HEAD = f"the head of the request is too long; allowed: at most {MAX_HEAD_BYTES} bytes"
 
 
@@ -69,7 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all timers."""
+        """Stop all timers, and drop unparsed bytes."""
         self._stop_head_timer()
         self._stop_stall_timer()
         self._unparsed.clear()
@@ -180,13 +180,16 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _watch_for_stall(self) -> None:
-        """Disconnect the client if it reads nothing for `stalled_s` while bytes wait to be sent."""
+        """Start a timer that disconnects the client if it reads nothing for `stalled_s` while bytes wait to be sent."""
         self._stop_stall_timer()
         unsent_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(self.stalled_s, self._disconnect_if_stalled, unsent_bytes)
 
     def _disconnect_if_stalled(self, before_bytes: int) -> None:
-        """Disconnect the client if it has read nothing since `before_bytes` waited to be sent."""
+        """Disconnect the client if it has read nothing since the timer started. If bytes are left, restart the timer.
+
+        `before_bytes` is the number of bytes that waited to be sent when the timer started.
+        """
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes and unsent_bytes >= before_bytes:
             self._disconnect("the client does not read its response")

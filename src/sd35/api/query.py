@@ -16,7 +16,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
     The parameters of a signed link are not checked here, because its signature covers them.
 
-    Raises ApiError with status 422 and a FieldError for each unknown parameter.
+    Raises ApiError with status 422 and a FieldError for each of the first `_MAX_NAMED` unknown parameters.
     """
     if not request.query_params or has_link(request.scope):
         return
@@ -28,7 +28,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
     if not unknown:
         return
     if known:
-        allowed = f"only {', '.join(known)}"
+        allowed = f"only known parameters ({', '.join(known)})"
     else:
         allowed = "no query parameters" + ("; send fields in the body" if request.method == "POST" else "")
     errors = [FieldError(field=echo(name), got=echo(value), allowed=allowed) for name, value in unknown[:_MAX_NAMED]]

@@ -40,7 +40,7 @@ _MARGIN_S = 10  # for work after the last response, such as sending traces
 
 
 class _Server(UiServer):
-    """A server that finishes running images at the first signal and then stops listening. A second signal ends it.
+    """A server that finishes running images at the first signal and then exits. A second signal ends it at once.
 
     While it closes, /readyz and requests for images get 503, so that a load balancer sees the reason.
     """
@@ -70,7 +70,7 @@ class _Server(UiServer):
         self._failure: Exception | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal or a failure. Raises the failure."""
+        """Serve until a signal, or until `fail` is called. Raises the error that `fail` received."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
         if self._failure:
@@ -83,7 +83,7 @@ class _Server(UiServer):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
         """Begin to close at the first signal, and exit at the second."""
-        # Does not call uvicorn's own handler, after which the process would end by the signal instead of exit code 0.
+        # Replaces uvicorn's own handler: with it, the process would end by the signal instead of with exit code 0.
         if self._is_asked_to_exit:
             os._exit(128 + sig)  # the exit code that shells give to a process that a signal ended
         self._is_asked_to_exit = True

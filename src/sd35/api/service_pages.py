@@ -59,11 +59,11 @@ class ModelCard(BaseModel):
     defaults: Defaults = Field(description="The model's values for fields that a request omits.")
     ranges: Ranges = Field(description="The allowed values of fields.")
     native_pixels: int = Field(
-        description="If `enlarges` is true, larger images are generated with about this many pixels, and then enlarged."
+        description="If `enlarges` is true, images beyond `side_px` are generated with about this number of pixels."
     )
     enlarges: bool = Field(
-        description="Whether images with sides above `side_px` are generated smaller at the same aspect ratio, and then"
-        " enlarged."
+        description="Whether images with a side above `side_px` are generated smaller and then enlarged. If false, they"
+        " are refused."
     )
     max_sequence_length: int = Field(description="The number of tokens of a prompt that the T5 text encoder reads.")
     substitute_reason: str | None = Field(
@@ -94,7 +94,7 @@ class Ready(BaseModel):
 
 
 router = APIRouter(tags=["service"])
-ModelName = Annotated[str, Path(description="The name of the model, or an alias of `model_aliases`.")]
+ModelName = Annotated[str, Path(description="The name of the model, or an alias of the setting `model_aliases`.")]
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -107,7 +107,10 @@ async def healthz(request: Request) -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Check that the service is ready", responses=PROBLEM.unavailable)
 async def readyz(request: Request) -> Ready:
-    """Return 200 once the models have generated a test image. Before that, and while the service closes, return 503."""
+    """Return 200 once the models have generated a test image, and 503 before that.
+
+    Also return 503 while the service closes, and after its engine has failed.
+    """
     lifecycle: ServiceLifecycle = request.app.state.lifecycle
     return Ready(models=list(lifecycle.pool.models))  # `pool` raises NotReady, which is the 503
 

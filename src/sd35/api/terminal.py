@@ -202,7 +202,7 @@ def _keys_text(settings: Settings, *, needs_key: bool) -> str:
 
 
 def _keys_add_command(settings: Settings) -> str:
-    """Return the command that adds a key to the database of this server. It omits the URL of a database."""
+    """Return the command that adds a key to the database of this server. The database's URL is replaced by `...`."""
     data_dir = ["--data-dir", str(settings.data_dir)] if "data_dir" in settings.model_fields_set else []
     database = " --database ..." if settings.database else ""  # the URL may contain a password
     return shlex.join(["sd35", "keys", "add", "NAME", *data_dir]) + database

@@ -59,7 +59,7 @@ class UiMount:
     `load` takes seconds and runs in a thread. Without `load`, there is no user interface.
 
     Attributes:
-        state: Whether there is a user interface, and whether it is loaded. "absent" also after it failed or was closed.
+        state: "absent" if there is no user interface, or after it failed to load or was closed.
     """
 
     def __init__(self, load: Callable[[], Ui] | None = None) -> None:

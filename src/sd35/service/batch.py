@@ -17,6 +17,14 @@ class Batch:
     The first image starts alone. If the service refuses it, the whole batch fails. The other images start when the
     first image has made a step or is ready. If the service is overloaded then, they try again until it accepts them.
 
+    Args:
+        service: Generates the images, and limits `at_once` to the `max_running` of its policy.
+        job_specs: The images.
+        client: The unit of fair scheduling, as in `Caller.client`.
+        at_once: The maximum number of images at the same time.
+        on_step: Called on the event loop after each step of an image.
+        previews: Whether the progress includes previews.
+
     Attributes:
         progress: The last progress of each image, or None before its first step.
         was_interrupted: Whether `interrupt` was called.
@@ -66,7 +74,7 @@ class Batch:
                 return
 
     def interrupt(self) -> None:
-        """Cancel all images that have not ended."""
+        """Cancel all images that have not ended, and set `was_interrupted`."""
         self.was_interrupted = True
         self._cancel_all()
 
@@ -76,12 +84,12 @@ class Batch:
         return next((index for index, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
 
     def _cancel_all(self) -> None:
-        """Cancel all images. Has no effect on those that have ended."""
+        """Cancel all images that have not ended."""
         for task in self.tasks:
             task.cancel()
 
     async def _generate(self, index: int, job_spec: JobSpec) -> GenerationResult:
-        """Generate the image at `index`. Later images wait while the service is overloaded."""
+        """Generate the image at `index`. Later images wait until the first has begun, and while the service is full."""
 
         def report(progress: ImageProgress) -> None:
             """Store the progress of this image and pass it to `on_step`. Called on the event loop after each step."""

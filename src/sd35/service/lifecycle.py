@@ -10,7 +10,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.service import Service
 from sd35.service.startup_times import StartupTimes
 
-_LOADING_RETRY_S = 1.0
+_LOADING_RETRY_S = 1.0  # `Retry-After` of requests while the models load
 
 
 class ServiceLifecycle:

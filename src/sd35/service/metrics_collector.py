@@ -98,7 +98,7 @@ class _JobCounts:
         return _unlabelled(self._is_answering)
 
     def _refresh(self, store: JobStore) -> None:
-        """Count the jobs again if the counts are too old. An error of the store marks it as not answering."""
+        """Count the jobs again if the counts are too old. Note whether the store answers."""
         if time.monotonic() < self._valid_until_s:
             return
         try:
@@ -139,7 +139,7 @@ def _reader_of_status(read: Callable[[EngineStatus], float]) -> Read:
 
 
 def _reader_of_builder(read: Callable[[FallbackBuilder], float]) -> Read:
-    """Return a function that reads a metric of the fallback builder. If nothing is to be built, it has no sample."""
+    """Return a function that reads a metric of the fallback builder. The metric has no sample without a builder."""
 
     def read_if_present(service: Service) -> Samples:
         builder = service.pool.fallback_builder
@@ -204,10 +204,10 @@ _READINGS: dict[MetricDescription, Read] = {
     _gauge("sd35_retention_paused", "1 while retention by age is paused because the clock cannot be trusted."): (
         lambda service: _unlabelled(service.sweeper.is_paused)
     ),
-    _gauge("sd35_fallback_active", "1 while a fallback backend generates images until a build has ended."): (
+    _gauge("sd35_fallback_active", "1 while graphs or engines are built or loaded, and a fallback generates images."): (
         _reader_of_builder(lambda builder: builder.is_running)
     ),
-    _gauge("sd35_build_seconds", "Duration of all builds of graphs or engines, up to now or to their end."): (
+    _gauge("sd35_build_seconds", "Duration of the builds of graphs and engines, until now or their end."): (
         _reader_of_builder(lambda builder: builder.took_s)
     ),
     _counter("sd35_build_failures_total", "Builds of graphs or engines that failed."): (
@@ -217,6 +217,6 @@ _READINGS: dict[MetricDescription, Read] = {
 
 
 def metric_descriptions() -> list[MetricDescription]:
-    """Return the descriptions of all metrics, sorted by name. The metrics of the process itself are left out."""
+    """Return the descriptions of all metrics, sorted by name, without `prometheus_client`'s metrics of the process."""
     own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *_READINGS]
     return sorted([*own, *Metrics().descriptions])

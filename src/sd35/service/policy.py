@@ -35,7 +35,7 @@ class ServingPolicy:
 
 
 def policy_of(settings: Settings) -> ServingPolicy:
-    """Build the policy from the settings. Raises InvalidSetting if an alias or the content filter is not valid."""
+    """Build the policy from the settings. Raises InvalidSetting if the content filter cannot be used."""
     return ServingPolicy(
         load_filter(settings.content_filter),
         ModelAliases.of(settings.model_aliases, is_strict=settings.strict_dialects),
@@ -49,9 +49,9 @@ def policy_of(settings: Settings) -> ServingPolicy:
 
 
 def max_in_flight_of(settings: Settings) -> int:
-    """Return the maximum number of images in the engine: `max_in_flight`, if it is set.
+    """Return the maximum number of images in the engine: the setting `max_in_flight`, if it is set.
 
-    Otherwise a quarter more than the largest batch, and at least 2 more: the next batch can start without a pause, and
-    no accepted image waits long.
+    Otherwise a quarter more than `max_batch_rows`, but at least 2 more. The next batch can then start without a
+    pause, and no accepted image waits long.
     """
     return settings.max_in_flight or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)

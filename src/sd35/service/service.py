@@ -67,7 +67,10 @@ class Service:
         return self.pool.engine.status()
 
     def start(self) -> None:
-        """Run jobs, send webhooks, delete expired images, and build missing graphs. Needs a running event loop."""
+        """Start to run jobs, send webhooks, delete expired images and jobs, and build missing graphs or engines.
+
+        Needs a running event loop.
+        """
         self.jobs.start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
@@ -75,7 +78,10 @@ class Service:
             self.pool.fallback_builder.start()
 
     async def close(self) -> None:
-        """Accept no more work, and wait at most `shutdown_grace_s` for running images. Queue unfinished jobs again."""
+        """Accept no more work, wait at most `shutdown_grace_s` for running images, and close the storage.
+
+        Unfinished jobs are queued again. Unfinished synchronous calls end with NotReady.
+        """
         until_s = time.monotonic() + self.policy.shutdown_grace_s
         if self.pool.fallback_builder:
             await asyncio.to_thread(self.pool.fallback_builder.stop)
@@ -84,7 +90,7 @@ class Service:
         await self.generation_service.wait_for_running(until_s - time.monotonic())
         draining = asyncio.create_task(asyncio.to_thread(self.pool.engine.drain))
         await asyncio.wait([draining], timeout=max(0.0, until_s - time.monotonic()))
-        if not draining.done():  # the remaining synchronous calls end with NotReady
+        if not draining.done():
             await asyncio.to_thread(self.pool.engine.close)
         await draining
         for task in self._tasks:
@@ -115,15 +121,15 @@ class Service:
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
         """Return the image of the job with this idempotency key. Create the job if it does not exist.
 
-        Raises JobEnded if the job failed or was cancelled, or if the owner removed the image, and the errors of
+        Raises JobEnded if the job failed or was cancelled, or if its image was deleted, and the errors of
         `JobRunner.accept`, `JobRunner.wait` and `GenerationService.generate`.
         """
         accepted = await self.jobs.accept(job_spec)
         job = await self.jobs.wait(accepted)
-        if job.failure:
-            raise JobEnded(job.failure.status, job.failure.detail)
+        if failure := job.failure:
+            raise JobEnded(failure.status, f"the job {job.id} failed ({failure.detail}); use a new idempotency key")
         if job.result is None:
-            raise JobEnded(409, f"the job {job.id} of this idempotency key was cancelled; use a new key")
+            raise JobEnded(409, f"the job {job.id} was cancelled; use a new idempotency key")
         png = await self.generation_service.threads.run(self.storage.images.read, job.result.digest)
         is_blurred = job.result.is_blurred
         result = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
@@ -132,13 +138,14 @@ class Service:
         return replace(result, was_cached=accepted.status.is_end or job.result.was_cached)
 
     async def _regenerate(self, job: Job, digest: str) -> GenerationResult:
-        """Generate the image of an ended job again, because the stored file is damaged or missing.
+        """Generate the image of an ended job again, because its stored file is missing or cannot be read.
 
-        Raises JobEnded if the owner removed the image, and the errors of `GenerationService.generate`.
+        Raises JobEnded if the image was deleted, by its owner or by retention, and the errors of `ModelPool.renewed`
+        and `GenerationService.generate`.
         """
         job_spec = job.spec
         if not await self.has_image(digest, job_spec.owner):
-            raise JobEnded(410, f"the image {digest} of this idempotency key was removed; use a new key")
+            raise JobEnded(410, f"the image {digest} was deleted; use a new idempotency key")
         requester = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
         return await self.generation_service.generate(self.pool.renewed(job_spec.request), requester)
 
@@ -153,7 +160,7 @@ class Service:
     async def forget(self, job: Job, visible_to: str | None) -> None:
         """Delete an ended job, and remove its owner from the image (see `disown`).
 
-        The job is deleted last. If this method fails before, the caller can call it again.
+        The job is deleted last, so that the caller can try again if this method fails.
         """
         if job.result:
             await self.disown(job.result.digest, job.spec.owner)

@@ -194,7 +194,7 @@ def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(po
         ({"subseed_strength": 0.1}, "subseed_strength: got 0.1; allowed: 0"),
         ({"restore_faces": True}, "restore_faces: got True; allowed: false"),
         ({"tiling": True}, "tiling: got True; allowed: false"),
-        ({"styles": ["anime"]}, "styles: got 'a list of 1'; allowed: an empty list"),
+        ({"styles": ["anime"]}, "styles: got 'a list of length 1'; allowed: an empty list"),
         ({"script_name": "x/y/z plot"}, "script_name: got 'x/y/z plot'; allowed: empty"),
         (
             {"alwayson_scripts": "x"},
@@ -209,7 +209,7 @@ def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(po
         ),
         ({"clip_skip": "two"}, "clip_skip: got 'two'; allowed: a number"),
         ({"infotext": "Steps: 3"}, "infotext: got 'Steps: 3'; allowed: empty"),
-        ({"init_images": ["AAAA"]}, "init_images: got 'a list of 1'; allowed: an empty list"),
+        ({"init_images": ["AAAA"]}, "init_images: got 'a list of length 1'; allowed: an empty list"),
         ({"mask": "AAAA"}, "mask: got 'AAAA'; allowed: empty"),
         ({"override_settings": {"samples_format": "jpg"}}, "samples_format: got 'jpg'; allowed: png"),
         ({"override_settings": {"sd_vae": "mine"}}, "sd_vae: got 'mine'; allowed: Automatic, None or empty"),

@@ -190,11 +190,11 @@ INVALID = [
     ({"cfg_scale": "nan"}, "cfg_scale: got 'nan'"),
     ({"cfg_scale": "1_0"}, "cfg_scale: got '1_0'"),
     ({"output_format": "gif"}, "output_format: got 'gif'; allowed: png, jpeg, webp or avif"),
-    ({"steps": "4"}, "steps: got '4'; allowed: only prompt, negative_prompt, aspect_ratio, model, seed, cfg_scale, o"),
+    ({"steps": "4"}, "steps: got '4'; allowed: only known fields (prompt, negative_prompt, aspect_ratio, model, s"),
     ({"image": (None, "text")}, "image: got 'text'; allowed: no value, because this server generates"),
     ({"image": ("a.png", FILE)}, "image: got 'a file of 14 bytes'; allowed: no value, because this server generates"),
     ({"prompt": ("a.txt", FILE)}, "prompt: got 'a file of 14 bytes'; allowed: text of"),
-    ({"none": ("none", FILE)}, "none: got 'a file of 14 bytes'; allowed: only prompt"),
+    ({"none": ("none", FILE)}, "none: got 'a file of 14 bytes'; allowed: only known fields (prompt"),
     ({"prompt": (None, b"a \xff")}, "prompt: got 'a \ufffd'; allowed: text in UTF-8"),
 ]
 
@@ -327,7 +327,7 @@ def test_filtered_images_are_reported_in_stabilitys_format(pool: ModelPool):
         assert in_json.json()["finish_reason"] == "CONTENT_FILTERED"
         for headers in ({}, {"idempotency-key": "one"}):
             message = error_text(post_form(server, prompt="evil", headers=headers), 403, "content_moderation")
-            assert message == "this service's content filter refuses the prompt; change the prompt"
+            assert "this service's content filter refuses the prompt; change the prompt" in message
 
 
 def test_a_failed_image_is_an_error_in_stabilitys_format(server: str, backend: FakeBackend):

@@ -112,7 +112,7 @@ def test_errors_have_its_format(client: TestClient) -> None:
     response = client.post("/toy/images", json={"txt": "a cat"})
     assert response.status_code == 422
     unknown, missing = response.json()["message"].split("; text: ")
-    assert unknown == "txt: got 'a cat'; allowed: only text, seed"
+    assert unknown == "txt: got 'a cat'; allowed: only known fields (text, seed)"
     assert missing == "got 'nothing'; allowed: text of 1 to 10000 characters"
     assert client.get("/toy/other").json().keys() == {"message"}
 

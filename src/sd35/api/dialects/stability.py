@@ -143,7 +143,7 @@ def _render_error(api_error: ApiError, request_id: str) -> tuple[int, dict[str, 
     status, error = api_error.status, api_error.error
     name = _NAMES.get(status) or HTTPStatus(status).name.lower()
     errors = [field_error.sentence for field_error in api_error.errors]
-    # A job that ended with 422 was refused by the content filter.
+    # The content filter refused a job that ended with 422, unless the model or its limits have changed meanwhile.
     if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):
         status, name = 403, "content_moderation"
     elif status in {406, 415, 422} or isinstance(error, UnknownModel):

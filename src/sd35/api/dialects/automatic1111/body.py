@@ -69,7 +69,7 @@ _FROM_TEXT = "images are generated from text only"
 
 
 class NewOptions(BaseModel, extra="allow"):
-    """Any settings of AUTOMATIC1111. Those that would change an image are refused."""
+    """Any settings of AUTOMATIC1111. Values that would change an image are refused."""
 
     sd_model_checkpoint: str | None = Field(
         None,
@@ -106,14 +106,14 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     n_iter: _Count = Field(None, description=_COUNT)
     sampler_name: Text = Field(
         None,
-        description=f"{SAMPLER}: the sampler. Other samplers are replaced by {SAMPLER}, or refused if `strict_dialects`"
-        " is set.",
+        description=f"{SAMPLER}: the sampler. Other samplers are replaced by {SAMPLER}, or refused if the setting"
+        " `strict_dialects` is on.",
     )
     sampler_index: Text = Field(None, description=f"{SAMPLER}: the sampler, if `sampler_name` is not set.")
     scheduler: Text = Field(
         None,
         description=f"{SCHEDULE}: the noise schedule. Other schedules are replaced by the checkpoint's own, or refused"
-        " if `strict_dialects` is set.",
+        " if the setting `strict_dialects` is on.",
     )
     override_settings: _Settings = Field(
         None, description="an object of AUTOMATIC1111's settings: as in POST /sdapi/v1/options, but for this call only."
@@ -174,9 +174,9 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     auth: Any = Field(None, exclude=True, description="any value. It has no effect: it is a setting of SillyTavern.")
 
     def check(self, *, is_strict: bool) -> None:
-        """Check that the call has at most `MAX_IMAGES` images, and that sampler and schedule exist if `is_strict`.
+        """Raise InvalidRequest if the call has more than `MAX_IMAGES` images, or an unknown sampler or schedule.
 
-        `is_strict` is the setting `strict_dialects`. Raises InvalidRequest.
+        Unknown samplers and schedules are refused only if `is_strict`, the setting `strict_dialects`.
         """
         size, rounds = self.batch_size or 1, self.n_iter or 1
         if size * rounds > MAX_IMAGES:
@@ -206,7 +206,7 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
 
 
 class StrictTxt2Img(Txt2Img, extra="forbid"):
-    """The body if `strict_dialects` is set. Fields that AUTOMATIC1111 does not have are refused."""
+    """The body if the setting `strict_dialects` is on. Fields that AUTOMATIC1111 does not have are refused."""
 
 
 class ImageBody(BaseModel, extra="forbid"):

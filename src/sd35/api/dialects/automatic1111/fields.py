@@ -111,8 +111,8 @@ def _is_off(script: object) -> bool:
         return False
     if is_unset(first):
         return True
-    # The first argument switches the script on. It does nothing only if it has units, such as ADetailer's, and they are
-    # off, and its other arguments are switches too.
+    # Here, the script is off only if it has units, such as ADetailer's, and its other arguments are switches. The units
+    # are off, as checked above.
     others = [as_flag(argument) for argument in arguments if not isinstance(argument, dict)]
     return any(units) and all(isinstance(other, bool) or is_unset(other) for other in others)
 

@@ -36,7 +36,7 @@ async def options(request: Request) -> Options:
     responses={**BODY_ERRORS, **MODEL_ERRORS, **ERROR_FORMAT.unavailable},
 )
 async def set_options(request: Request) -> None:
-    """Set `sd_model_checkpoint` for the calling client, until the service ends.
+    """Set `sd_model_checkpoint` for this client's later calls. The 1000 latest choices are kept while the service runs.
 
     Settings that do not change images, and AUTOMATIC1111's default values, are accepted without effect. Others are
     refused.

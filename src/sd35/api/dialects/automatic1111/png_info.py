@@ -17,7 +17,7 @@ from sd35.threads import PARSING
 
 _MAX_BODY_BYTES = 30 * 1024 * 1024
 # Bodies are received before they wait for a parser, so that slow clients do not block others.
-MAX_RECEIVED_BYTES = 512 * 1024 * 1024  # of all bodies that are being received or wait
+MAX_RECEIVED_BYTES = 512 * 1024 * 1024  # of all bodies that are being received or wait for a parser
 MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # of the bodies of one caller
 MAX_PARSED_IMAGES = 4  # at the same time, because parsing an image takes four times its size in memory
 _WHITESPACE = b" \t\r\n"  # the command `base64` and MIME break lines, and forms may indent them
@@ -80,7 +80,7 @@ def _read_png_info(image: str) -> str:
         text, other_texts, left_out = read_infotext(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         field = FieldError(field="image", got=f"{len(image)} characters", allowed="an image file in base64")
-        detail = f"image: {len(image)} characters that cannot be read ({error}); allowed: {field.allowed}"
+        detail = f"image: got {field.got}, which cannot be read ({error}); allowed: {field.allowed}"
         raise ApiError(422, detail, [field]) from error
     parameters = parse_infotext(text) if text else {}
     return PngInfo(info=text, items=other_texts, parameters=parameters, left_out=left_out).model_dump_json()

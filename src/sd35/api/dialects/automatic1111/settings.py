@@ -1,7 +1,7 @@
 """AUTOMATIC1111's settings, as in `override_settings` and `POST /sdapi/v1/options`, and their effect here.
 
 Most of the settings concern AUTOMATIC1111's web pages and files, other samplers, img2img or other models. They cannot
-change an image that this server generates, and are accepted at any value. Settings that would change an image are
+change an image that this server generates, so they are accepted at any value. Settings that would change an image are
 accepted at AUTOMATIC1111's default, and at values that turn something off. Their other values are refused.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/shared_options.py and the options of its built-in extensions;
@@ -18,7 +18,7 @@ from sd35.api.errors import ApiError, FieldError, echo
 
 _Value: TypeAlias = str | int | bool
 _CHECKPOINT, _PNG_INFO = "sd_model_checkpoint", "enable_pnginfo"
-_MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; the error gives the number of the others
+_MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; if there are more, it gives their number
 _UNKNOWN = "nothing, because AUTOMATIC1111 1.10 has no such setting"
 
 # Settings that can change an image, and values at which they change nothing. None, "" and [] are always accepted.
@@ -73,9 +73,9 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         if allowed := _allowed_if_refused(name, value):
             errors.append(FieldError(field=echo(name), got=echo(value), allowed=allowed))
     if len(errors) > _MAX_NAMED_SETTINGS:
-        more = f"{len(errors) - _MAX_NAMED_SETTINGS} more invalid settings"
+        count = f"{len(errors)} invalid settings"
         allowed = "settings of AUTOMATIC1111 1.10, at values that do not change images"
-        errors = [*errors[:_MAX_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=allowed)]
+        errors = [*errors[:_MAX_NAMED_SETTINGS], FieldError(field="body", got=count, allowed=allowed)]
     if errors:
         raise ApiError.from_fields(422, errors)
     checkpoint = given.get(_CHECKPOINT)

@@ -28,7 +28,7 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}: what the images show.")
     model: str | None = Field(
         None,
-        description="a name from /v1/models, or an alias of `model_aliases`: the model to use."
+        description="a name from /v1/models, or an alias of the setting `model_aliases`: the model to use."
         " Omitted or null: the first of /v1/models.",
     )
     n: int | None = Field(
@@ -50,7 +50,7 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
         " and `high` and `hd` are one and a half times the default. The others are the default. Omitted or null: auto.",
     )
     style: Literal["vivid", "natural"] | None = Field(
-        None, description="vivid or natural: it has no effect, and is refused if `strict_dialects` is set."
+        None, description="vivid or natural: it has no effect, and is refused if the setting `strict_dialects` is on."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
@@ -94,7 +94,7 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     )
     num_inference_steps: fields.Steps | None = Field(
         None,
-        description=f"{fields.STEPS_ALLOWED}: the number of denoising steps. Omitted or null: that of `quality`.",
+        description=f"{fields.STEPS_ALLOWED}: the number of denoising steps. Omitted or null: by `quality`.",
     )
     guidance_scale: fields.GuidanceScale | None = Field(
         None,

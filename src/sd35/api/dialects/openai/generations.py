@@ -41,8 +41,8 @@ router = APIRouter(tags=["OpenAI's API"], dependencies=[Depends(allow_missing_co
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Return the images when all are done, or with `stream` the events of one image.
 
-    The events are `image_generation.partial_image` for each preview, and then `image_generation.completed` with the
-    image, or `error`. If the client disconnects, the images are cancelled, unless the call has an idempotency key.
+    The events are `image_generation.partial_image` for each preview, and then either `image_generation.completed` with
+    the image, or `error`. If the client disconnects, the images are cancelled, unless the call has an idempotency key.
     """
     body = await read_json(request, GenerationBody)
     service = service_of(request)

@@ -41,7 +41,7 @@ class ImageItem(BaseModel):
     url: str | None = Field(None, description="A signed link to the file, if `response_format` is `url`.")
     seed: int = Field(description="The seed of the image, even if the service chose it.")
     digest: str = Field(description="The identity of the image, as in `/v1/artifacts/{digest}`.")
-    cached: bool = Field(description="Whether another request for the same image generated it.")
+    cached: bool = Field(description="Whether an earlier request for the same image generated it.")
     content_filtered: bool = Field(description="Whether the content filter blurred the image.")
 
 
@@ -54,7 +54,7 @@ class GenerationsResponse(BaseModel):
     output_format: str = Field(description="The format of the files.")
     quality: str = Field(description="`low`, `medium` or `high`.")
     size: str = Field(description="The size of the images in pixels, as WIDTHxHEIGHT.")
-    usage: Usage | None = Field(None, description="The number of tokens. Omitted if the model is no longer served.")
+    usage: Usage | None = Field(None, description="The numbers of tokens. Omitted if the model is no longer served.")
     model: str = Field(description="The name of the model that was used.")
 
 
@@ -93,7 +93,7 @@ def common_fields(body: GenerationBody, request: ImageRequest) -> dict[str, Any]
 
 
 def usage_of(service: Service, results: Sequence[GenerationResult]) -> Usage | None:
-    """Return the number of tokens of a call, or None if the model is no longer served."""
+    """Return the numbers of tokens of a call's prompt and images, or None if the model is no longer served."""
     tokens = service.pool.tokens_of(results[0].request)
     if tokens is None:
         return None
