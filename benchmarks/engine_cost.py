@@ -22,8 +22,9 @@ from sd35.engine.base import DeviceLimits, Progress, Work
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline
 from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.cost_model import CostModel, Shape
-from sd35.engine.scheduling.scheduler import Scheduler, WorkItem
+from sd35.engine.scheduling.scheduler import Scheduler
 from sd35.request import Request
 
 ROWS, STEPS, SIDE_PX = 32, 100, 128

@@ -49,14 +49,14 @@ def _walk(base: type[Sd35Error], depth: int = 0) -> Iterator[tuple[type[Sd35Erro
     """Yield the public errors below `base` in the order of the source, with the depth of each in the tree."""
     public = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, Sd35Error)]
     for kind in public:
-        if not kind.__name__.startswith("_") and kind is not Sd35Error and _public_base(kind) is base:
+        if kind is not Sd35Error and _public_base(kind) is base:
             yield kind, depth
             yield from _walk(kind, depth + 1)
 
 
 def _public_base(kind: type[Sd35Error]) -> type:
-    """Return the nearest base class with a name that does not begin with an underscore."""
-    return next(base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
+    """Return the nearest base class that `sd35.errors` contains."""
+    return next(base for base in kind.__mro__[1:] if hasattr(errors, base.__name__))
 
 
 def _has_status(kind: type[Sd35Error]) -> bool:

@@ -52,7 +52,7 @@ class ContentFilter(Protocol):
 
 
 class AllowAll:
-    """The filter that is used if none is configured."""
+    """A filter that allows everything. It is used if the setting `content_filter` is not set."""
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
         """Allow every prompt."""

@@ -34,56 +34,16 @@ docs/reference/errors.md has the meaning and the remedy of each, from the docstr
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias
+
+from sd35 import error_base
+from sd35.error_base import Sd35Error as Sd35Error  # noqa: PLC0414  other modules import it from here
+from sd35.error_base import shorten
 
 NumericalFailureKind: TypeAlias = Literal["not_finite", "uniform"]
 
 
-class Sd35Error(Exception):
-    """Base of all errors meant for users. `str(error)` says what is wrong and what to do.
-
-    Attributes:
-        exit_code: Exit code of a command that ends with the error: 2 for invalid input, otherwise 1.
-        status: HTTP status of a request that ends with the error.
-    """
-
-    exit_code = 1
-    status = 500
-    _given: tuple[tuple[object, ...], dict[str, object]]
-
-    def __new__(cls, *args: object, **kwargs: object) -> Self:
-        """Keep the arguments for `__reduce__`."""
-        error = super().__new__(cls, *args)
-        error._given = args, kwargs
-        return error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the name of the class and the arguments of its constructor.
-
-        By default, pickle would call the constructor with the message alone, which fails for most subclasses.
-        """
-        return _restore_error, (type(self).__name__, *self._given)
-
-
-class _FieldError(Sd35Error):
-    """Base of errors about one field or header of a request: "FIELD: got VALUE; allowed: VALUES"."""
-
-    def __init__(self, field: str, got: object, allowed: str) -> None:
-        super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
-        self.field, self.got, self.allowed = field, got, allowed
-
-
-class _RetryError(Sd35Error):
-    """Base of errors that may disappear: the same request can succeed after `retry_after_s` seconds."""
-
-    status = 429
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        self.retry_after_s = max(1.0, retry_after_s)  # with less, clients would retry at once
-        super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
-
-
-class InvalidRequest(_FieldError):  # noqa: N818  the names read as sentences: "raise InvalidRequest"
+class InvalidRequest(error_base.FieldError):
     """A field of a request is invalid.
 
     Remedy: Correct the field. The error names it, the value received and the allowed values.
@@ -93,7 +53,7 @@ class InvalidRequest(_FieldError):  # noqa: N818  the names read as sentences: "
     status = 422
 
 
-class UnknownModel(Sd35Error):  # noqa: N818
+class UnknownModel(Sd35Error):  # noqa: N818  the names read as sentences: "raise UnknownModel"
     """The request names a model that is not served.
 
     Remedy: Use a name that the error lists, or that `/v1/models` lists.
@@ -103,7 +63,7 @@ class UnknownModel(Sd35Error):  # noqa: N818
     status = 404
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
-        super().__init__(f"model: got {_shorten(name)}; allowed: {', '.join(served)}")
+        super().__init__(f"model: got {shorten(name)}; allowed: {', '.join(served)}")
         self.name, self.served = name, tuple(served)
 
 
@@ -125,7 +85,7 @@ class NotAllowed(Sd35Error):  # noqa: N818
     status = 403
 
 
-class UntrustedRequest(_FieldError):  # noqa: N818
+class UntrustedRequest(error_base.FieldError):
     """A browser may have sent the request on behalf of another web site.
 
     Remedy: See `HostNotAllowed` and `OriginNotAllowed`.
@@ -156,7 +116,7 @@ class OriginNotAllowed(UntrustedRequest):
         super().__init__(header, value, allowed)
 
 
-class TooMany(_RetryError):  # noqa: N818
+class TooMany(error_base.RetryError):
     """The client has reached its own limit. Other clients are not affected.
 
     Remedy: Send the request again after the seconds in `Retry-After`.
@@ -173,7 +133,7 @@ class NotAcceptable(Sd35Error):  # noqa: N818
     status = 406
 
     def __init__(self, got: str, allowed: Sequence[str]) -> None:
-        super().__init__(f"accept: got {_shorten(got)}; allowed: {', '.join(allowed)}")
+        super().__init__(f"accept: got {shorten(got)}; allowed: {', '.join(allowed)}")
         self.got, self.allowed = got, tuple(allowed)
 
 
@@ -186,7 +146,7 @@ class LinkRefused(Sd35Error):  # noqa: N818
     status = 403
 
 
-class Overloaded(_RetryError):  # noqa: N818
+class Overloaded(error_base.RetryError):
     """The service is at its limit and accepts no more images or jobs for now.
 
     Remedy: Send the request again after the seconds in `Retry-After`. The operator can raise the settings
@@ -214,9 +174,9 @@ class NotReady(Sd35Error):  # noqa: N818
 
 
 class GenerationFailed(Sd35Error):  # noqa: N818
-    """The image could not be generated. Other images are not affected.
+    """The image could not be generated.
 
-    Remedy: Try again. If it fails again, read the server's log.
+    Remedy: Try again. If it fails again, read the server's log. If an engine thread failed, restart the service.
     """
 
     status = 500
@@ -267,7 +227,7 @@ class IdempotencyConflict(Sd35Error):  # noqa: N818
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"idempotency-key: {_shorten(key)} was used before with another body; allowed: the same body, or a new key"
+            f"idempotency-key: {shorten(key)} was used before with another body; allowed: the same body, or a new key"
         )
 
 
@@ -360,15 +320,3 @@ class MeasuringFailed(Sd35Error):  # noqa: N818
 
     Remedy: Check the server's address and log, then measure again.
     """
-
-
-def _shorten(value: object, limit: int = 80) -> str:
-    """Return the representation of a value, shortened to `limit` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _restore_error(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sd35Error:
-    """Unpickle an error: create it from the name of its class and the arguments of its constructor."""
-    kind: type[Sd35Error] = globals()[name]
-    return kind(*args, **kwargs)

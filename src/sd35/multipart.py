@@ -15,7 +15,7 @@ __all__ = ["MEDIA_TYPE", "FormParserError", "FormReader", "Part", "boundary_of"]
 
 
 def boundary_of(content_type: str | None) -> bytes | None:
-    """Return the boundary in a `Content-Type`, or nothing if it is missing, or None for another type of content."""
+    """Return the boundary in the `Content-Type` of a form; b"" if it has none. Return None for other types."""
     media_type, options = parse_options_header(content_type)
     return options.get(b"boundary", b"") if media_type == MEDIA_TYPE.encode() else None
 
@@ -36,7 +36,7 @@ class Part:
         """Return an option of the part's `Content-Disposition`. Raises FormParserError if it is missing or empty."""
         value = self.option(name)
         if not value:
-            raise FormParserError(f"a part has no {name.decode()}")
+            raise FormParserError(f"a part has no {name.decode()}; add it to the part's Content-Disposition")
         return value
 
 
@@ -68,7 +68,7 @@ class FormReader:
     def finish(self) -> list[Part]:
         """Return the parts of the complete form. Raises FormParserError if its end is missing."""
         if not self._is_complete:
-            raise FormParserError("it ends before its last boundary")
+            raise FormParserError("it ends before its last boundary; send the complete form")
         return self._parts
 
     def _begin_part(self) -> None:

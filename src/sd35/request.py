@@ -13,7 +13,7 @@ import rfc8785
 
 from sd35.errors import InvalidRequest
 
-SIZE_MULTIPLE_PX = 16  # a latent position is 8 pixels wide, and a patch of the transformer 2 latent positions
+SIZE_MULTIPLE_PX = 16  # a patch of the transformer has 2x2 latent positions, each of 8x8 pixels
 STEPS = (1, 150)
 GUIDANCE_SCALE = (0.0, 30.0)
 SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for skip-layer guidance

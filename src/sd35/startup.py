@@ -20,14 +20,7 @@ from sd35.errors import InvalidSetting, NotCompiled
 from sd35.generation.fallback import FallbackBuilder, command_of
 from sd35.generation.model_pool import ModelPool
 from sd35.planning.auto import AUTO, choose, open_named
-from sd35.planning.fit import (
-    available_memory,
-    check_fallback,
-    other_fallbacks,
-    place_fallback,
-    placement_of,
-    plan_for,
-)
+from sd35.planning.fit import available_memory, check_fallback, other_fallbacks, place_fallback, placement_of, plan_for
 from sd35.planning.plan import AvailableMemory, Placement
 from sd35.service.policy import max_in_flight_of
 from sd35.service.startup_times import StartupTimes
@@ -66,7 +59,8 @@ def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     opened = [checkpoint.name for checkpoint in checkpoints]
     if repeated := sorted({name for name in opened if opened.count(name) > 1}):
         raise InvalidSetting(
-            f"checkpoints: got two checkpoints with the name {', '.join(repeated)}; rename the directory of one"
+            f"checkpoints: got {', '.join(repeated)} more than once; name each checkpoint once, or rename a directory"
+            " if two have the same name"
         )
     return checkpoints
 
@@ -82,7 +76,7 @@ def open_model_pool(
     """Plan the memory, load the checkpoints as planned, and generate a first image with each. Takes seconds to minutes.
 
     Args:
-        settings: All settings of the models.
+        settings: The settings of the models, of the memory and of the limits.
         checkpoints: The checkpoints to load.
         startup: Receives the time of each phase.
         on_plan: Called before anything is loaded, with the available memory and the chosen placements: that of the

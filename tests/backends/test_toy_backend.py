@@ -176,7 +176,7 @@ def test_the_doctor_lists_a_registered_backend(monkeypatch: pytest.MonkeyPatch) 
         ({"tiled_decode": "on"}, "tiled_decode: got 'on'; the toy backend allows: off"),
         ({"torch_compile": True}, "torch_compile: got 'on'; the toy backend allows: off"),
         ({"device": "cuda"}, "device: got 'cuda'; the toy backend allows: auto, cpu"),
-        ({"vram": "8GiB"}, "vram: got 8589934592, but toy computes on the CPU here; set ram instead of vram"),
+        ({"vram": "8GiB"}, "vram: got 8.0 GiB, but toy computes on a CPU here; set ram instead"),
     ],
     ids=str,
 )

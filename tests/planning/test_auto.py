@@ -140,7 +140,8 @@ def test_an_embedded_model_that_is_also_named_is_served_once(hub: Hub):  # noqa:
 def test_the_error_has_the_needed_memory(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """It also has the available memory."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, but only 512 MiB are available"):
+    message = r"sd3.5-large: it needs .* GiB of host memory, but only 512 MiB and 64.0 GiB are available"
+    with pytest.raises(CheckpointError, match=message):
         choose(settings(), AvailableMemory("cuda", GIB // 2, 64 * GIB))
     assert hub.asked == []
 

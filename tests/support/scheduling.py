@@ -1,8 +1,9 @@
 """Shapes, their costs and work items for the scheduler's tests."""
 
 from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.cost_model import CostModel, Shape
-from sd35.engine.scheduling.scheduler import Scheduler, WorkItem
+from sd35.engine.scheduling.scheduler import Scheduler
 
 SMALL, LARGE, HUGE = Shape("mini", 8, 8), Shape("mini", 16, 16), Shape("mini", 32, 32)
 LIMITS = DeviceLimits(max_rows=8, max_in_flight=1000, max_wait_s=1e9, memory_bytes=10_000)

@@ -33,7 +33,7 @@ class DeviceLimits:
         max_wait_s: An image is refused if its estimated wait is longer.
         memory_bytes: Working memory for denoising steps and for decoding, without the weights.
         max_slowdown: In lasting overload, an image is refused if images take this many times as long as they would
-            alone.
+            alone and its client already has a share of a batch. See `sd35.engine.scheduling.scheduler`.
     """
 
     max_rows: int
@@ -50,7 +50,7 @@ class Work:
     Attributes:
         width_px, height_px: The size to generate at. The caller enlarges the result if the requested size is larger.
         client: The client, for fair queueing: clients share the device equally.
-        priority: See `sd35.request.PRIORITY`.
+        priority: -9 to 9. Among a client's images, a higher priority moves the image forward.
     """
 
     request: Request
@@ -86,7 +86,8 @@ class Progress(NamedTuple):
     """The progress of an image: `step` of `steps` evaluations of the transformer are done.
 
     `preview` shows the image so far, one pixel for each latent position. It is None if the caller did not request
-    previews, or if the last preview is too recent: there are at most PREVIEWS_PER_S previews a second.
+    previews, if the last preview is too recent (by default, there are at most PREVIEWS_PER_S a second), or if computing
+    it failed.
     """
 
     step: int
@@ -117,7 +118,7 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 @dataclass(eq=False)
 class Handle:
-    """One caller's wait for an image. The result of `future` is a GeneratedImage, an Sd35Error, or CancelledError."""
+    """One caller's wait for an image. `future` returns a GeneratedImage, or raises an Sd35Error or CancelledError."""
 
     future: Future[GeneratedImage] = field(default_factory=Future)
 

@@ -54,10 +54,7 @@ class ModelInfo:
         for field, side_px in (("width", width_px), ("height", height_px)):
             if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
                 raise InvalidRequest(field, side_px, f"multiples of {SIZE_MULTIPLE_PX} from {low} to {high}")
-        if scale := request.skip_layer_scale:
-            if self.card.skip_layers is None:
-                allowed = f"0, because the model {request.model} does not support skip-layer guidance"
-                raise InvalidRequest("skip_layer_scale", scale, allowed)
-            if not self.can_skip_layers:
-                allowed = f"0, because the {self.backend} backend does not support skip-layer guidance"
-                raise InvalidRequest("skip_layer_scale", scale, allowed)
+        if request.skip_layer_scale and self.skip_layers is None:
+            lacking = f"model {request.model}" if self.card.skip_layers is None else f"{self.backend} backend"
+            allowed = f"0, because the {lacking} does not support skip-layer guidance"
+            raise InvalidRequest("skip_layer_scale", request.skip_layer_scale, allowed)

@@ -7,6 +7,7 @@ Sources: CIPA DC-008 (EXIF 3.0), sections 4.5.2 and 4.6.6.7.1 (UserComment); TIF
 """
 
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 USER_COMMENT = "UserComment"
@@ -90,10 +91,7 @@ def _guess_encoding(text: bytes) -> str:
     if abs(zeros) * _ZERO_RATIO >= len(odd) and zeros:
         return "utf-16-be" if zeros > 0 else "utf-16-le"
     if not _CONTROLS & set(text):
-        try:
+        with suppress(UnicodeDecodeError):
             text.decode()
-        except UnicodeDecodeError:
-            pass
-        else:
             return "utf-8"
     return "utf-16-le" if len(set(odd)) < len(set(even)) else "utf-16-be"

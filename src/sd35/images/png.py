@@ -60,7 +60,7 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
                 image.load()
                 mode, pixels = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise NotReplayable(f"its pixels are damaged ({error}); {USE_ORIGINAL}") from error
+        raise NotReplayable(f"its pixels cannot be read ({error}); {USE_ORIGINAL}") from error
     if mode != "RGB":
         raise NotReplayable(f"its pixels are in the mode {mode} instead of RGB; {USE_ORIGINAL}")
     return pixels, texts

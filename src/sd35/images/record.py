@@ -63,7 +63,10 @@ class Record:
 
 
 def from_text(text: Mapping[str, str]) -> Record:
-    """Return the record in a file's texts, by keyword. Raises NotReplayable if it is missing, damaged or was edited."""
+    """Return the record in a file's texts, which are given by keyword.
+
+    Raises NotReplayable if the record is missing, damaged or edited, or if this version of sd35 does not support it.
+    """
     if missing := [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]:
         raise NotReplayable(
             f"it does not say how it was generated, because its metadata has no {', '.join(missing)}; {USE_ORIGINAL}"

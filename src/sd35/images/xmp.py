@@ -1,4 +1,4 @@
-"""Write and read XMP packets. JPEG, WebP and AVIF files have in them the texts that a PNG file has in chunks.
+"""Write and read XMP packets. They hold in JPEG, WebP and AVIF files the texts that a PNG file has in chunks.
 
 XMP is used instead of EXIF, because each text has a name, the encoding is UTF-8, all three formats support it, and a
 packet may exceed the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO
@@ -35,7 +35,10 @@ def to_xmp(text: Mapping[str, str]) -> bytes:
 
 
 def from_xmp(packet: bytes) -> dict[str, str]:
-    """Return the texts of a packet by PNG keyword, in linear time; {} if it is damaged or another program wrote it."""
+    """Return the texts of a record in a packet, by PNG keyword; {} if the packet is damaged. Takes linear time.
+
+    From a packet of another program, the only text is the program's name, as `Software`.
+    """
     content = packet.decode("utf-8", "replace").strip("\0 \n\r\t\ufeff")
     if "<!DOCTYPE" in content:  # not part of XMP; its entities could expand a small file to a huge text
         return {}

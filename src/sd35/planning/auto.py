@@ -26,8 +26,9 @@ from sd35.settings import Settings
 AUTO = "auto"
 BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
 _WHY_STANDING_IN = (
-    "neither weights of SD3.5 nor a token to download them were found. Set HF_TOKEN to a token of an account that"
-    " accepted the licence, or put the weights in Hugging Face's cache (HF_HOME), and start again"
+    "no weights of SD3.5 are on disk, and there is no token to download them, or the setting offline is on. Set"
+    " HF_TOKEN to a token of an account that accepted the licence, or put the weights in Hugging Face's cache"
+    " (HF_HOME), and start again"
 )
 
 
@@ -166,8 +167,11 @@ def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) 
     if any(placement.fits(available) for placement in allowed):
         return None
     least = min(placement.needed_bytes for placement in allowed)
-    host = f" (and {size_text(allowed[0].host_bytes)} of host memory)" if available.device == "cuda" else ""
-    return f"it needs {size_text(least)}{host}, but only {size_text(available.device_bytes)} are available"
+    needed, free = size_text(least), size_text(available.device_bytes)
+    if available.device == "cuda" and available.host_bytes is not None:
+        needed += f" of device memory and {size_text(allowed[0].host_bytes)} of host memory"
+        free += f" and {size_text(available.host_bytes)}"
+    return f"it needs {needed}, but only {free} are available"
 
 
 def _fetch(registered: RegisteredCheckpoint) -> str | None:

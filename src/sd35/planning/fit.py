@@ -12,7 +12,7 @@ from sd35.errors import DoesNotFit, InvalidSetting
 from sd35.host import HostMemory
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import AvailableMemory, Placement, PlacementRequest, Plan, make_plan
-from sd35.planning.report import plan_text
+from sd35.planning.report import plan_text, size_text
 from sd35.settings import Settings
 
 
@@ -27,7 +27,7 @@ def available_memory(settings: Settings) -> AvailableMemory:
     if device == "cpu":
         if settings.vram:
             raise InvalidSetting(
-                f"vram: got {settings.vram}, but {settings.backend} computes on the CPU here; set ram instead of vram"
+                f"vram: got {size_text(settings.vram)}, but {settings.backend} computes on a CPU here; set ram instead"
             )
         return AvailableMemory("cpu", host_bytes, host_bytes)
     return AvailableMemory("cuda", settings.vram or memory.free_bytes(), host_bytes)
@@ -41,8 +41,8 @@ def memory_with_vram(settings: Settings) -> AvailableMemory:
     assert settings.vram
     if "cuda" not in BACKENDS[settings.backend].devices or settings.device == "cpu":
         raise InvalidSetting(
-            f"vram: got {settings.vram}, but {settings.backend} with the device {settings.device} uses no CUDA device;"
-            " set ram instead of vram, or choose another backend or device"
+            f"vram: got {size_text(settings.vram)}, but {settings.backend} with the device {settings.device} uses no"
+            " CUDA device; set ram instead of vram, or choose another backend or device"
         )
     return AvailableMemory("cuda", settings.vram, settings.ram)
 

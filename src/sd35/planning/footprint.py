@@ -72,8 +72,8 @@ def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, wor
 def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Workload, *, tiled: bool) -> int:
     """Count the values of the decoder's largest tensor, for the whole image or for one tile.
 
-    This tensor has the full resolution, and the channels of the decoder's second last block: the last block reduces
-    them.
+    This tensor has the full resolution, and the channels of the decoder's second-to-last block: the last block
+    reduces them.
     """
     channels = networks["vae"]["block_out_channels"]  # in the order of the encoder: the decoder uses it backwards
     widest = channels[min(1, len(channels) - 1)]

@@ -143,11 +143,9 @@ def _compute_placement(
 
     The resident weights of all checkpoints add up. Only one checkpoint at a time loads other weights and computes.
     """
-    placed = [
-        NetworkPlacement(sizes, request.spec, request.precision, device, offload, tiled_decode)
-        for sizes in checkpoint_sizes
-    ]
-    library_bytes = request.spec.devices[device].memory.library_bytes
+    spec, precision = request.spec, request.precision
+    placed = [NetworkPlacement(sizes, spec, precision, device, offload, tiled_decode) for sizes in checkpoint_sizes]
+    library_bytes = spec.devices[device].memory.library_bytes
     resident_bytes = sum(each.resident_bytes for each in placed)
     # In each phase, the bytes on the device while the first, the second, ... checkpoint works.
     loaded = {

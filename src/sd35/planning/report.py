@@ -12,15 +12,8 @@ _GIB = 2**30
 def plan_text(plan: Plan) -> str:
     """Describe the chosen placement, or the smallest if none fits, and list all placements."""
     shown = plan.chosen or min(plan.placements, key=lambda placement: placement.peak_bytes)
-    return "\n".join(
-        (
-            _title(plan),
-            *("", *_weights_table(plan, shown)),
-            *("", *_peaks_table(shown)),
-            *("", _verdict(plan)),
-            *("", *_placements_table(plan)),
-        )
-    )
+    weights, peaks, placements = _weights_table(plan, shown), _peaks_table(shown), _placements_table(plan)
+    return "\n".join([_title(plan), "", *weights, "", *peaks, "", _verdict(plan), "", *placements])
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -50,15 +43,12 @@ def size_text(size_bytes: int) -> str:
 def _title(plan: Plan) -> str:
     """Return two lines: the checkpoints and the backend, then the work and the available memory."""
     work, available = plan.request.work, plan.available
-    host = (
-        f" and {size_text(available.host_bytes)} of host memory"
-        if available.device == "cuda" and available.host_bytes
-        else ""
-    )
+    is_cuda = available.device == "cuda"
+    host = f" and {size_text(available.host_bytes)} of host memory" if is_cuda and available.host_bytes else ""
     names = ", ".join(sizes.name for sizes in plan.checkpoint_sizes)
     return (
         f"{names} in {plan.request.precision} with the {plan.request.backend} backend on"
-        f" {'CUDA' if available.device == 'cuda' else 'the CPU'}\n"
+        f" {'CUDA' if is_cuda else 'the CPU'}\n"
         f"{work.width_px}x{work.height_px} pixels, batch of {work.rows} row{'s' * (work.rows > 1)},"
         f" {size_text(available.device_bytes)} of memory{host} available"
     )
@@ -71,6 +61,7 @@ def _weights_table(plan: Plan, shown: Placement) -> list[str]:
 
 
 def _peaks_table(shown: Placement) -> list[str]:
+    """Return the lines of a table of the peak memory in each phase."""
     rows = [(phase, size_text(peak_bytes)) for phase, peak_bytes in shown.peaks.items()]
     return _align([("phase", "peak"), *rows])
 

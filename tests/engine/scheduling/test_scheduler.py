@@ -8,7 +8,8 @@ from itertools import count
 
 import pytest
 
-from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET, Batch, Scheduler, WorkItem
+from sd35.engine.scheduling.backlog import WorkItem
+from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET, Batch, Scheduler
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import HUGE, LARGE, LIMITS, ROW_S, SMALL, make_scheduler, work_item
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.cost_model import Shape
-from sd35.engine.scheduling.scheduler import Batch, WorkItem
+from sd35.engine.scheduling.scheduler import Batch
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import LARGE, LIMITS, SMALL, make_scheduler, work_item
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.engine.base import DeviceLimits
-from sd35.engine.scheduling.scheduler import WorkItem
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.simulation import Clock, Device, Load, Report, simulate
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidSetting

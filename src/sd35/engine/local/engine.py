@@ -22,18 +22,17 @@ from sd35.engine.base import (
     Observer,
     OnProgress,
     Pixels,
-    Progress,
     Work,
 )
 from sd35.engine.local.executor import BatchExecutor
-from sd35.engine.local.generation import Generation, Waiter
+from sd35.engine.local.generation import Generation, Waiter, as_sd35_error
 from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.progress import learn_preview, report_progress
 from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.engine.model_info import ModelInfo
 from sd35.engine.scheduling.cost_model import CostModel
 from sd35.engine.scheduling.scheduler import Scheduler
-from sd35.errors import GenerationFailed, InvalidRequest, NotReady, NumericalFailure, NumericalFailureKind, Sd35Error
-from sd35.tensors import to_numpy
+from sd35.errors import GenerationFailed, InvalidRequest, NotReady, NumericalFailure, NumericalFailureKind
 
 Item = TypeVar("Item")
 
@@ -107,16 +106,14 @@ class LocalEngine:
     def send_previews(self, handle: Handle) -> None:
         """See `Engine.send_previews`."""
         with self._changed:
-            generation = self._waited_for.get(handle)
-            if generation:
+            if generation := self._waited_for.get(handle):
                 for waiter in generation.waiters:
                     waiter.previews |= waiter.handle is handle
 
     def cancel(self, handle: Handle) -> None:
         """See `Engine.cancel`."""
         with self._changed:
-            generation = self._waited_for.pop(handle, None)
-            if generation:
+            if generation := self._waited_for.pop(handle, None):
                 generation.waiters = [waiter for waiter in generation.waiters if waiter.handle is not handle]
                 if not generation.waiters:
                     self._remove(generation)
@@ -203,19 +200,22 @@ class LocalEngine:
             return item
 
     def _denoise_batches(self) -> None:
-        """Make the steps of one batch after the other until the engine closes, and learn their costs."""
+        """Make the steps of one batch after the other until the engine is closed and empty, and learn their costs."""
         while batch := self._wait_for(self._scheduler.next_batch):
             shape, rows = batch.shape, batch.rows
             result = self._executor.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
             for generation, error in result.errors.items():
                 self._fail_or_retry(generation, error)
-            self._report_progress([generation for generation in batch.keys if generation not in result.errors])
+            with self._changed:
+                advanced = [generation for generation in batch.keys if generation not in result.errors]
+                waiters = [(generation, waiter) for generation in advanced for waiter in generation.waiters]
+            report_progress(waiters, self._previews_per_s)
             with self._changed:
                 if result.took_s is not None and not result.errors:
                     self._costs.learn_step_time(shape, rows, result.took_s)
                 if result.peak_bytes is not None:
                     self._costs.learn_step_bytes(shape, rows, result.peak_bytes)
-                if result.was_split and len(batch.keys) > len(result.errors):
+                if result.was_split and advanced:
                     self._costs.learn_too_many_rows(shape, rows)
                 denoised_s = time.monotonic()
                 for generation in self._scheduler.finish():
@@ -223,7 +223,7 @@ class LocalEngine:
                 self._changed.notify_all()
 
     def _decode_images(self) -> None:
-        """Decode and deliver one image after the other until the engine closes, and learn their costs."""
+        """Decode and deliver one image after the other until the engine is closed and empty, and learn their costs."""
         while generation := self._wait_for(self._scheduler.next_decode):
             shape, began_s = generation.shape, time.monotonic()
             generation.decoding_s = began_s
@@ -243,14 +243,7 @@ class LocalEngine:
                 self._changed.notify_all()
             if pixels is not None:
                 self._deliver(generation, pixels)
-                self._learn_preview(generation, pixels)
-
-    def _learn_preview(self, generation: Generation, pixels: Pixels) -> None:
-        """Improve the previews of later images with this one. Errors are only logged."""
-        try:
-            generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
-        except Exception:  # noqa: BLE001  the image itself is intact
-            structlog.get_logger().exception("the preview map could not learn from an image; previews do not improve")
+                learn_preview(generation, pixels)
 
     def _remove(self, generation: Generation) -> None:
         """Remove a generation for which no caller waits. The lock must be held."""
@@ -265,9 +258,9 @@ class LocalEngine:
             self._fail(generation, error)
 
     def _retry(self, generation: Generation, error: NumericalFailure) -> bool:
-        """Count a numerical failure. Restart the generation in the model's widest precision, and return whether it did.
+        """Count a numerical failure, and restart the generation in the model's widest precision if possible.
 
-        It does not restart without a wider precision, nor if no caller waits for it.
+        Return whether it was restarted. It is not if no wider precision is loaded, or if no caller waits for it.
         """
         with self._changed:
             self._failures[error.kind] += 1
@@ -289,7 +282,7 @@ class LocalEngine:
         return True
 
     def _take_waiters(self, generation: Generation) -> list[Waiter]:
-        """Remove a generation that has ended. Return the callers that still wait, to whom the caller must answer."""
+        """Remove a generation that has ended. Return its waiters that were not cancelled, to set their results."""
         with self._changed:
             waiters, generation.waiters = generation.waiters, []
             for waiter in waiters:
@@ -301,7 +294,7 @@ class LocalEngine:
     def _fail(self, generation: Generation, error: Exception) -> None:
         """End a generation with an error."""
         for waiter in self._take_waiters(generation):
-            waiter.handle.future.set_exception(_as_sd35_error(error))
+            waiter.handle.future.set_exception(as_sd35_error(error))
 
     def _deliver(self, generation: Generation, pixels: Pixels) -> None:
         """End a generation with its pixels."""
@@ -309,40 +302,3 @@ class LocalEngine:
         for waiter in self._take_waiters(generation):
             stages = generation.stages(waiter.accepted_s, ended_s)
             waiter.handle.future.set_result(GeneratedImage(generation.work.request, pixels, stages))
-
-    def _report_progress(self, generations: Sequence[Generation]) -> None:
-        """Call the progress callbacks of generations, with previews for the callers that requested them."""
-        with self._changed:
-            waiters = [(generation, waiter) for generation in generations for waiter in generation.waiters]
-        previews: dict[Generation, Progress] = {}
-        for generation, waiter in waiters:
-            if not waiter.on_progress:
-                continue
-            try:
-                if waiter.previews and generation not in previews:
-                    previews[generation] = self._with_preview(generation)
-                waiter.on_progress(previews[generation] if waiter.previews else generation.progress())
-            except Exception:  # noqa: BLE001  a caller's mistake must not end an image
-                structlog.get_logger().exception("a progress callback failed; the image goes on")
-
-    def _with_preview(self, generation: Generation) -> Progress:
-        """Return the progress, with a new preview if the last preview is old enough and computing one succeeds."""
-        now_s, progress = time.monotonic(), generation.progress()
-        if (now_s - generation.previewed_s) * self._previews_per_s < 1:
-            return progress
-        generation.previewed_s = now_s
-        try:
-            return progress._replace(preview=generation.preview())
-        except Exception:  # noqa: BLE001  for example too little memory on the device
-            structlog.get_logger().exception("a preview could not be computed; the image goes on without it")
-            return progress
-
-
-def _as_sd35_error(error: Exception) -> Sd35Error:
-    """Return an error for callers: the error itself, or GenerationFailed caused by an error of a library."""
-    if isinstance(error, Sd35Error):
-        return error
-    reason = f"{type(error).__name__}: {error}"
-    failure = GenerationFailed(f"the image failed ({reason}); try again, and read the server's log if it fails again")
-    failure.__cause__ = error
-    return failure

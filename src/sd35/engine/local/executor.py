@@ -92,17 +92,13 @@ class BatchExecutor:
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
             """Return the embeddings by prompt. Prompts that fail are missing, and their errors are in `errors`."""
-            encoded = {}
             encoding_s = time.monotonic()
             results, _ = self._call_with_all(pipeline.backend.encode_text, prompts)
             if self.observer:
                 self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
-            for prompt, embedding in zip(prompts, results, strict=True):
-                if isinstance(embedding, Exception):
-                    errors[prompt] = embedding
-                else:
-                    encoded[prompt] = embedding
-            return encoded
+            by_prompt = dict(zip(prompts, results, strict=True))
+            errors.update({prompt: error for prompt, error in by_prompt.items() if isinstance(error, Exception)})
+            return {prompt: result for prompt, result in by_prompt.items() if not isinstance(result, Exception)}
 
         began_s = time.monotonic()
         prompts = [prompt for generation in generations for prompt in generation.work.prompts]

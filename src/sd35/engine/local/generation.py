@@ -9,9 +9,9 @@ import numpy as np
 from sd35.backends.base import DenoiseRow, Skip, TextEmbedding
 from sd35.engine.base import Handle, OnProgress, Pixels, Progress, Stage, Work
 from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.cost_model import Shape
-from sd35.engine.scheduling.scheduler import WorkItem
-from sd35.errors import InvalidRequest, NumericalFailure, NumericalFailureKind
+from sd35.errors import GenerationFailed, InvalidRequest, NumericalFailure, NumericalFailureKind, Sd35Error
 from sd35.sampling.noise import initial_noise
 from sd35.sampling.solvers.base import Solver
 from sd35.sampling.solvers.euler import Euler
@@ -82,7 +82,7 @@ class Generation:
         return self.solver.latent
 
     def begin(self, embeddings: list[TextEmbedding], encoding_s: float, now_s: float) -> None:
-        """Draw the noise, and store the embeddings of the prompts. Their encoding took from `encoding_s` to `now_s`."""
+        """Draw the noise, and store the embeddings of the prompts, which were encoded from `encoding_s` to `now_s`."""
         request, shape = self.work.request, self.shape
         noise = initial_noise(request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._solver = Euler(self.pipeline.sigmas(request.steps), noise, request.seed)
@@ -179,3 +179,13 @@ class Generation:
 def is_uniform(pixels: Pixels) -> bool:
     """Return whether all pixels have one colour, within rounding. This shows that NaN was decoded."""
     return all(int(channel.max()) - int(channel.min()) <= UNIFORM for channel in np.moveaxis(pixels, -1, 0))
+
+
+def as_sd35_error(error: Exception) -> Sd35Error:
+    """Return the error that callers get: the error itself, or GenerationFailed in place of an error of a library."""
+    if isinstance(error, Sd35Error):
+        return error
+    reason = f"{type(error).__name__}: {error}"
+    failure = GenerationFailed(f"the image failed ({reason}); try again, and read the server's log if it fails again")
+    failure.__cause__ = error
+    return failure

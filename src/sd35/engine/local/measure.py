@@ -79,8 +79,8 @@ def _unguided_rows(backend: Backend, size_px: tuple[int, int], count: int) -> It
     shape = LATENT_CHANNELS, height_px // LATENT_PX, width_px // LATENT_PX
     for index in range(count):
         (embedding,) = backend.encode_text([f"image {index}"])
-        sigma = (index + 1) / count
-        yield DenoiseRow(initial_noise(index, shape), embedding, None, sigma, 0.0)
+        noise = initial_noise(index, shape)
+        yield DenoiseRow(noise, embedding, negative=None, sigma=(index + 1) / count, guidance=0.0)
 
 
 def _timed(backend: Backend, call: Callable[[], Result]) -> tuple[float, int]:

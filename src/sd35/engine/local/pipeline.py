@@ -48,7 +48,7 @@ class Pipeline:
 def _profile_of(backend: Backend) -> str:
     """Return everything about a backend's computation that changes pixels, in one string.
 
-    Such as "onnx/float32", "onnx/fp8/5d7e9a10" or "diffusers/bfloat16/compiled/tiled".
+    Examples are "onnx/float32", "onnx/fp8/5d7e9a10" and "diffusers/bfloat16/compiled/tiled".
     """
     parts = [backend.name, backend.precision]
     parts += [backend.build] if backend.build else []

@@ -20,9 +20,10 @@ class EmbeddingCache:
     def get(
         self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
     ) -> dict[str, TextEmbedding]:
-        """Return the embeddings in a pipeline, by prompt. `encode` is called at most once, with all missing prompts.
+        """Return the embeddings of prompts, by prompt. `encode` is called at most once, with all missing prompts.
 
-        Prompts that `encode` does not return are missing in the result too.
+        `pipeline` is the key of the pipeline that uses the embeddings. The result lacks the prompts that `encode` does
+        not return.
         """
         distinct = list(dict.fromkeys(prompts))
         embeddings = {

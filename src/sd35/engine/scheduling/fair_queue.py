@@ -1,4 +1,4 @@
-"""Fair queueing between clients: the least served client is next, with its image of the earliest deadline.
+"""Fair queueing between clients: the least served client is next, with its image that has the earliest deadline.
 
 Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) gives each client a quantum of service per round. This queue
 is the limit of that algorithm as the quantum goes to zero: each client has an account of the time it was served, and
@@ -40,7 +40,7 @@ class FairQueue(Generic[Key]):
     def __init__(self, is_valid: Callable[[Entry[Key]], bool]) -> None:
         self._is_valid = is_valid
         self._entries: dict[Account, list[Entry[Key]]] = {}  # a heap for each account
-        self._accounts: list[tuple[float, int, Account]] = []  # a heap of (served_s at that time, place, account)
+        self._accounts: list[tuple[float, int, Account]] = []  # a heap of (served_s at the last check, place, account)
 
     def push(self, entry: Entry[Key]) -> None:
         """Add an entry."""

@@ -18,13 +18,13 @@ is half empty when the accepted images have at most half the rows of a full batc
 client is accepted if the client already has its share of a batch.
 """
 
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Generic, Literal, NamedTuple
+from typing import Generic, NamedTuple
 
 from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.backlog import AcceptedImage, Backlog, WorkItem
 from sd35.engine.scheduling.cost_model import CostModel, Shape
 from sd35.engine.scheduling.fair_queue import Account, Entry, FairQueue, Key
 from sd35.errors import InvalidRequest, Overloaded
@@ -36,17 +36,6 @@ PRIORITY_BONUS_S = 60.0  # each level of priority moves the deadline forward by 
 _SHARE = 8  # a client may have at most this many images for each place that is still free
 
 
-@dataclass(frozen=True)
-class WorkItem:
-    """An image as the scheduler sees it. `rows` is 2 if guidance needs a second transformer row, else 1."""
-
-    client: Hashable
-    shape: Shape
-    evaluations: int
-    rows: Literal[1, 2]
-    priority: int = 0
-
-
 class Batch(NamedTuple, Generic[Key]):
     """Images of one shape that make their next step together, in `rows` transformer rows."""
 
@@ -54,17 +43,6 @@ class Batch(NamedTuple, Generic[Key]):
     keys: list[Key]
     rows: int
     memory_bytes: int
-
-
-@dataclass(slots=True)
-class _Image:
-    """An accepted image. `left` counts its remaining evaluations; `place` is its number in the order of acceptance."""
-
-    item: WorkItem
-    account: Account
-    deadline_s: float
-    place: int
-    left: int
 
 
 @dataclass(slots=True)
@@ -81,13 +59,10 @@ class Scheduler(Generic[Key]):
 
     def __init__(self, limits: DeviceLimits, costs: CostModel) -> None:
         self.limits, self.costs = limits, costs
-        self._images: dict[Key, _Image] = {}
+        self._backlog: Backlog[Key] = Backlog(costs)
         self._queues: dict[Shape, FairQueue[Key]] = {}
         self._accounts: dict[Hashable, Account] = {}
         self._level_s = 0.0  # `served_s` of the least served client; new clients start there
-        self._rows: Counter[Shape] = Counter()  # transformer rows of all accepted images
-        self._row_steps_left: Counter[Shape] = Counter()
-        self._decodings_left: Counter[Shape] = Counter()
         self._places = count()
         self._generated_while_busy = 0  # images, since the device was last half empty
         self._is_overloaded = False
@@ -96,10 +71,10 @@ class Scheduler(Generic[Key]):
         self._decoding: _Decoding[Key] | None = None
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._backlog.images)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._images
+        return key in self._backlog.images
 
     @property
     def used_bytes(self) -> int:
@@ -110,15 +85,14 @@ class Scheduler(Generic[Key]):
     @property
     def backlog_s(self) -> float:
         """Estimated seconds of work left in all accepted images, for steps and decoding."""
-        stepping_s = sum(left * self.costs.row_s(shape) for shape, left in self._row_steps_left.items())
-        return stepping_s + sum(left * self.costs.decode_s(shape) for shape, left in self._decodings_left.items())
+        return self._backlog.total_s
 
     def add(self, key: Key, item: WorkItem, now_s: float) -> None:
         """Accept an image at `now_s`.
 
         Raises InvalidRequest if this device can never generate the image, Overloaded if there is no room for it now.
         """
-        assert key not in self._images, key
+        assert key not in self, key
         self._check_limits(item)
         self._check_room(item)
         self._accept(key, item, now_s)
@@ -128,7 +102,7 @@ class Scheduler(Generic[Key]):
 
         The image is accepted even if the queue is full. Its deadline counts from `accepted_s`.
         """
-        item = replace(self._images[key].item, shape=shape)
+        item = replace(self._backlog.images[key].item, shape=shape)
         self._accept(new_key, item, accepted_s)  # before `cancel`, so that the client's account stays
         self.cancel(key)
 
@@ -136,11 +110,9 @@ class Scheduler(Generic[Key]):
         """Count an image, set its deadline, and queue it."""
         account = self._accounts.setdefault(item.client, Account(self._level_s))
         account.images += 1
-        self._rows[item.shape] += item.rows
-        self._row_steps_left[item.shape] += item.evaluations * item.rows
-        self._decodings_left[item.shape] += 1
-        deadline_s = now_s + SLOWDOWN_TARGET * self._item_s(item) - PRIORITY_BONUS_S * item.priority
-        image = self._images[key] = _Image(item, account, deadline_s, next(self._places), item.evaluations)
+        deadline_s = now_s + SLOWDOWN_TARGET * self._backlog.item_s(item) - PRIORITY_BONUS_S * item.priority
+        image = AcceptedImage(item, account, deadline_s, next(self._places), item.evaluations)
+        self._backlog.add(key, image)
         self._enqueue(key, image)
 
     def cancel(self, key: Key) -> None:
@@ -156,7 +128,7 @@ class Scheduler(Generic[Key]):
         first = self._next_entry()
         if first is None:
             return None
-        item = self._images[first.key].item
+        item = self._backlog.images[first.key].item
         free_bytes = self.limits.memory_bytes - self.used_bytes
         needed_bytes = self._at_most_all(self.costs.step_bytes(item.shape, item.rows))
         if needed_bytes > free_bytes:
@@ -170,11 +142,10 @@ class Scheduler(Generic[Key]):
         batch, self._running = self._running, None
         finished = []
         for key in batch.keys:
-            image = self._images.get(key)
+            image = self._backlog.images.get(key)
             if image is None:  # cancelled during the step
                 continue
-            image.left -= 1
-            _decrease(self._row_steps_left, batch.shape, image.item.rows)
+            self._backlog.count_evaluation(image)
             if image.left:
                 self._enqueue(key, image)
             else:
@@ -196,7 +167,7 @@ class Scheduler(Generic[Key]):
         assert self._decoding
         assert self._decoding.has_begun
         key, self._decoding = self._decoding.key, None
-        if key in self._images:
+        if key in self:
             self._generated_while_busy += 1
             self._remove(key)
 
@@ -215,18 +186,19 @@ class Scheduler(Generic[Key]):
     def _check_room(self, item: WorkItem) -> None:
         """Raise Overloaded if the queue is too full for another image of this client, or the wait would be too long."""
         self._check_slowdown(item)
-        free = self.limits.max_in_flight - len(self._images)
+        free = self.limits.max_in_flight - len(self)
         account = self._accounts.get(item.client)
         own = account.images if account else 0
         if own >= _SHARE * free:
             self._is_overloaded = self._generated_while_busy >= self.limits.max_in_flight
-            in_flight = f"{len(self._images)} of at most {self.limits.max_in_flight} images are waiting or running"
+            in_flight = f"{len(self)} of at most {self.limits.max_in_flight} images are waiting or running"
             reason = f"{in_flight}, including {own} of this client" if free else in_flight
-            raise Overloaded(reason, self.backlog_s / max(1, len(self._images)))
-        wait_s = self._wait_s(item)
-        if wait_s > self.limits.max_wait_s:
-            reason = f"the estimated wait of {wait_s:.0f} s exceeds the limit of {self.limits.max_wait_s:.0f} s"
-            raise Overloaded(reason, wait_s - self.limits.max_wait_s)
+            raise Overloaded(reason, self.backlog_s / max(1, len(self)))
+        max_wait_s = self.limits.max_wait_s
+        # The first test is quick, and no image waits longer than the backlog.
+        if self.backlog_s > max_wait_s and (wait_s := self._backlog.wait_s(item)) > max_wait_s:
+            reason = f"the estimated wait of {wait_s:.0f} s exceeds the limit of {max_wait_s:.0f} s"
+            raise Overloaded(reason, wait_s - max_wait_s)
 
     def _check_slowdown(self, item: WorkItem) -> None:
         """In lasting overload, raise Overloaded if batches are full and the client already has its share of a batch.
@@ -234,52 +206,22 @@ class Scheduler(Generic[Key]):
         A client without an image is never refused here. Otherwise, a client that retries at once would take every free
         place before a client that waits for `Retry-After`.
         """
-        max_rows = self.limits.max_rows
-        if not self._is_overloaded or self._rows.total() < max_rows or self._slowdown < self.limits.max_slowdown:
+        max_rows, slowdown = self.limits.max_rows, self._backlog.slowdown
+        if not self._is_overloaded or self._backlog.rows.total() < max_rows or slowdown < self.limits.max_slowdown:
             return
-        own = sum(image.item.rows for image in self._images.values() if image.item.client == item.client)
+        own = sum(image.item.rows for image in self._backlog.images.values() if image.item.client == item.client)
         if own and (own + item.rows) * len(self._accounts) > max_rows:
-            reason = (
-                f"the service is overloaded, and images take {self._slowdown:.0f} times as long as they would alone"
-            )
-            raise Overloaded(reason, self.backlog_s / len(self._images))
+            reason = f"the service is overloaded, and images take {slowdown:.0f} times as long as they would alone"
+            raise Overloaded(reason, self.backlog_s / len(self))
 
-    @property
-    def _slowdown(self) -> float:
-        """The estimated duration of an accepted image, relative to its duration alone.
-
-        Between two steps of an image, all other images make a step. So with n rows in all, an image takes n times as
-        long, or less if rows in a batch are faster than one by one.
-        """
-        return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
-
-    def _wait_s(self, item: WorkItem) -> float:
-        """Return the estimated seconds that a new image waits.
-
-        It waits for all remaining work, or less if fair queueing serves it before the work of other clients.
-        """
-        total_s = self.backlog_s
-        if total_s <= self.limits.max_wait_s:
-            return total_s
-        item_s = self._item_s(item)
-        own = [image for image in self._images.values() if image.item.client == item.client]
-        own_s = sum(self._item_s(image.item) * image.left / image.item.evaluations for image in own)
-        clients = len(self._accounts.keys() | {item.client})
-        # The device is shared equally, so work of this client takes `clients` times as long.
-        return min(total_s, (own_s + item_s) * clients - item_s)
-
-    def _item_s(self, item: WorkItem) -> float:
-        """Return the seconds of work in all steps of an image."""
-        return item.evaluations * item.rows * self.costs.row_s(item.shape)
-
-    def _enqueue(self, key: Key, image: _Image) -> None:
+    def _enqueue(self, key: Key, image: AcceptedImage) -> None:
         """Queue an image for its next step."""
         shape = image.item.shape
         # A client that was idle gets no credit for the time in which only others were served.
         image.account.served_s = max(image.account.served_s, self._level_s)
         queue = self._queues.get(shape)
         if queue is None:
-            queue = self._queues[shape] = FairQueue(lambda entry: entry.key in self._images)
+            queue = self._queues[shape] = FairQueue(lambda entry: entry.key in self._backlog.images)
         queue.push(Entry(image.deadline_s, image.place, key, image.account))
 
     def _next_entry(self) -> Entry[Key] | None:
@@ -299,7 +241,7 @@ class Scheduler(Generic[Key]):
         rows = 0
         max_rows = self.costs.max_rows(shape, self.limits.max_rows)
         while entry := queue.first():
-            new_rows = rows + self._images[entry.key].item.rows
+            new_rows = rows + self._backlog.images[entry.key].item.rows
             has_room = new_rows <= max_rows and self.costs.step_bytes(shape, new_rows) <= free_bytes
             if keys and not (self.costs.is_measured(shape) and has_room):
                 break
@@ -313,7 +255,7 @@ class Scheduler(Generic[Key]):
         return Batch(shape, keys, rows, self._at_most_all(self.costs.step_bytes(shape, rows)))
 
     def _at_most_all(self, memory_bytes: int) -> int:
-        """Return `memory_bytes`, or the device's whole working memory if that is less.
+        """Return `memory_bytes`, or the device's whole working memory if it is less.
 
         An accepted image runs even if it needs more memory than estimated.
         """
@@ -323,26 +265,16 @@ class Scheduler(Generic[Key]):
         """Reserve memory for the next decoding if enough is free."""
         if self._decoding is None and self._to_decode:
             key = next(iter(self._to_decode))
-            needed = self._at_most_all(self.costs.decode_bytes(self._images[key].item.shape))
+            needed = self._at_most_all(self.costs.decode_bytes(self._backlog.images[key].item.shape))
             if needed <= self.limits.memory_bytes - self.used_bytes:
                 self._decoding = _Decoding(key, needed)
 
     def _remove(self, key: Key) -> None:
         """Remove an image and its remaining work. The queues drop its entry later."""
-        image = self._images.pop(key)
-        _decrease(self._rows, image.item.shape, image.item.rows)
-        if 2 * self._rows.total() <= self.limits.max_rows:  # the device is half empty
+        image = self._backlog.remove(key)
+        if 2 * self._backlog.rows.total() <= self.limits.max_rows:  # the device is half empty
             self._generated_while_busy, self._is_overloaded = 0, False
-        _decrease(self._row_steps_left, image.item.shape, image.left * image.item.rows)
-        _decrease(self._decodings_left, image.item.shape, 1)
         self._to_decode.pop(key, None)
         image.account.images -= 1
         if not image.account.images:
             del self._accounts[image.item.client]
-
-
-def _decrease(counter: Counter[Shape], shape: Shape, amount: int) -> None:
-    """Decrease the count of a shape, and drop the shape at zero."""
-    counter[shape] -= amount
-    if not counter[shape]:
-        del counter[shape]

@@ -12,8 +12,9 @@ from itertools import count
 from math import ceil
 
 from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.backlog import WorkItem
 from sd35.engine.scheduling.cost_model import CostModel
-from sd35.engine.scheduling.scheduler import Batch, Scheduler, WorkItem
+from sd35.engine.scheduling.scheduler import Batch, Scheduler
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
@@ -140,7 +141,10 @@ class Report:
     lasted_s: float = 0.0  # simulated duration
 
     def percentile_s(self, percent: float, steps: int | None = None) -> float:
-        """Return a percentile of the latencies of all images, or only of images with `steps` steps."""
+        """Return a percentile of the latencies of all images, or only of images with `steps` steps.
+
+        At least one such image must have finished.
+        """
         groups = self.latencies_s.values() if steps is None else [self.latencies_s.get(steps, [])]
         latencies_s = sorted(latency_s for group in groups for latency_s in group)
         return latencies_s[ceil(percent / 100 * len(latencies_s)) - 1]

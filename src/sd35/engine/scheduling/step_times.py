@@ -65,6 +65,7 @@ class StepTimes(BaseModel):
         machine: The operating system and the processor.
         memory_bytes: The memory that was free for steps and decoding.
         steps, guidance_scale: The model's defaults.
+        encode_s: Seconds to encode one prompt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +76,7 @@ class StepTimes(BaseModel):
     memory_bytes: int = Field(gt=0)
     steps: int = Field(ge=STEPS[0], le=STEPS[1])
     guidance_scale: float = Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])
-    encode_s: _Seconds = Field(description="Seconds to encode one prompt.")
+    encode_s: _Seconds
     shapes: list[ShapeTimes] = Field(min_length=1)
 
     @classmethod
@@ -100,9 +101,7 @@ class StepTimes(BaseModel):
         try:
             path.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InvalidSetting(
-                f"--output: {path} cannot be written ({error.strerror}); choose another path"
-            ) from error
+            raise InvalidSetting(f"--output: {path} cannot be written ({error.strerror}); use another path") from error
 
     def shape(self, times: ShapeTimes) -> Shape:
         """Return the key of an image size in the cost model: the model, the profile, and the latent's sides."""
