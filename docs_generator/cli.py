@@ -17,8 +17,8 @@ _INTRODUCTION = """
 `sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of a command. `-h` is short for `--help`.
 `sd35 --version` prints the version.
 
-Each command has a flag for each setting that it uses. [Settings](settings.md) describes them and their defaults. A
-command with such flags also takes `--config FILE`, a TOML file of settings.
+Most commands have flags for some [settings](settings.md). Such a command also takes `--config FILE`, a TOML file.
+The file and the environment variables can set all settings.
 
 Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` exit
 with 0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
@@ -41,7 +41,7 @@ _NOT_RUN = {
 }
 _EXAMPLES = re.compile(r"\[bold\]Examples?\[/bold\]")
 _DEFAULT = re.compile(r" \\?\[default: (.+?)\]")  # in help texts, Rich needs a backslash before a bracket
-_SHARED = {"help", "config"}  # described in the introduction
+_SHARED = {"help", "config"}  # options that the introduction describes
 
 Command: TypeAlias = TyperCommand | TyperGroup
 
@@ -63,7 +63,7 @@ def page() -> str:
 
 
 def _entries(names: Iterable[str]) -> Iterator[Entry]:
-    """Yield an entry for each command, and after a group such as `keys` for each of its commands."""
+    """Yield an entry for each command. A group such as `keys` is followed by an entry for each of its commands."""
     for name in names:
         command = load_command(name)
         yield Entry(f"sd35 {name}", command, 3)

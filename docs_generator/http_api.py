@@ -21,7 +21,7 @@ _TITLES = {  # of sections, by OpenAPI tag
     "AUTOMATIC1111's API": "AUTOMATIC1111's API",
     "Stability's API": "Stability's API",
 }
-_COMMON_SHARE = 0.4  # a response that more than this share of the routes have is described once for all
+_COMMON_SHARE = 0.4  # if more than this share of the routes have a response, the page lists it only once
 _MAX_LISTED_HEADERS = 3  # only responses with an image have more
 _INTRODUCTION = """
 The server describes this API itself: `/docs` is a page to try it, and `/openapi.json` is the OpenAPI description. To
@@ -32,9 +32,9 @@ use an existing client, see [Clients](../guide/clients.md).
 - If the service has API keys, each route needs one, except `/healthz`, `/readyz`, `/docs`, `/openapi.json` and signed
   links. Send it as `Authorization: Bearer sd35_...`, as `X-Api-Key: sd35_...`, or as the password of HTTP Basic.
 - `Idempotency-Key` is a name that you choose for a call that generates images. If you send the call again with the same
-  key and body, the service returns the same images instead of generating others.
-- A response with a status of 400 or more has an [error](#errors) as its body, except 416. The [responses of most
-  routes](#responses-of-most-routes) are listed once.
+  key and body, it returns the same images instead of generating others.
+- A response with a status of 400 or more has an [error](#errors) as its body, except 416. Responses that many routes share are
+  listed once, under [Common responses](#common-responses).
 - `X-Request-Id` in each response is the id of the request in the server's log.
 """
 
@@ -72,7 +72,7 @@ class Operation(NamedTuple):
 
 
 class Common(NamedTuple):
-    """The parts that many routes share: responses as (status, description), and descriptions of headers by name."""
+    """What the page lists once: responses of many routes, as (status, description), and all headers, by name."""
 
     responses: set[tuple[str, str]]
     headers: dict[str, str]
@@ -102,7 +102,7 @@ def page() -> str:
         "the OpenAPI description of src/sd35/api",
         _INTRODUCTION,
         *sections,
-        "## Responses of most routes",
+        "## Common responses",
         table(["Status", "Meaning"], sorted(common.responses)),
         "## Headers of responses",
         table(["Header", "Meaning"], ([code(name), text] for name, text in common.headers.items())),
@@ -125,7 +125,7 @@ def openapi() -> dict[str, Any]:
 
 
 def _find_common(operations: list[Operation]) -> Common:
-    """Return the error responses that many routes share, and the headers of all responses."""
+    """Return the error responses that many routes share, and the descriptions of all headers."""
     counts: Counter[tuple[str, str]] = Counter()
     headers: dict[str, str] = {}
     for operation in operations:
@@ -172,7 +172,7 @@ def _section(operation: Operation, same: Operation | None, common: Common) -> st
         fields = operation.fields
         parts.append(f"Body, {code(media_type)}:")
         if same:
-            parts.append(f"All fields of [{same.title}](#{anchor(same.title)}), and these:")
+            parts.append(f"All fields of [{same.title}](#{anchor(same.title)}), and the following:")
             fields = {name: field for name, field in fields.items() if name not in same.fields}
         else:
             parts += _examples(description["requestBody"]["content"][media_type])
@@ -230,7 +230,7 @@ def _content(status: str, response: Mapping[str, Any]) -> str:
 
 def _errors(schemas: Mapping[str, Any]) -> Iterator[str]:
     """Yield the parts of a section on error formats: each dialect, such as OpenAI's API, has its own."""
-    yield f"Routes of this project have a [Problem](#problem), {code(PROBLEM.media_type)}. Others have these objects."
+    yield f"This project's own routes return a [Problem](#problem), {code(PROBLEM.media_type)}. Others return these:"
     for dialect in DIALECTS:
         if dialect.error_format is not PROBLEM:
             schema = dialect.error_format.model.model_json_schema()
@@ -256,7 +256,7 @@ def _objects(operations: list[Operation], schemas: Mapping[str, Any]) -> Iterato
     ]
     while queue:
         name = queue.pop(0)
-        if name not in names:
+        if name not in names and "enum" not in schemas[name]:  # enumerations are described where they are used
             names[name] = None
             queue += references_in(schemas[name])
     for name in names:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from docs_generator.markdown import anchor, code, sentence, table
 
 Schema: TypeAlias = Mapping[str, Any]
-_CLAUSE_END = re.compile(r"[:.](?: |$)")  # ends the allowed values, with which a description begins, see sd35.api.body
+_CLAUSE_END = re.compile(r"[:.](?: |$)")  # ends the allowed values at the start of a description, see sd35.api.body
 _OMITTED = re.compile(r"(?:^| )Omitted[^.:]*: (.+?)\.(?= [A-Z0-9]|$)")
 _LIMITS = {
     "minimum": "at least {}", "maximum": "at most {}", "exclusiveMinimum": "above {}", "exclusiveMaximum": "below {}",

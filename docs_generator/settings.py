@@ -8,8 +8,8 @@ from sd35.settings.description import default_of, flag_of, metadata_of, secret_s
 from sd35.settings.settings import PREFIX, Settings
 
 _INTRODUCTION = """
-Each setting has a key in the settings file, an environment variable and a flag of `sd35 serve`. A flag overrides the
-variable, the variable overrides the file, and the file overrides the default.
+Each setting has a key in the settings file, an environment variable and a flag of `sd35 serve`. The first column of the
+tables lists them. A flag overrides the variable, the variable overrides the file, and the file overrides the default.
 
 The file is TOML. Name it with `--config FILE` or `SD35_CONFIG`. A key that does not exist is an error:
 
@@ -20,8 +20,8 @@ max_pixels = 1048576
 ```
 
 The flag of a setting that is `true` or `false`, such as `--log-prompts`, sets it to `true`. To set `false`, use the
-variable or the file. Secrets have no flag, because every user of a machine can read the flags of its processes. Other
-commands have the flags of the settings that they use: see [Command line](cli.md).
+variable or the file. Only secrets have no flag, because every user of a machine can read the flags of its processes.
+[Command line](cli.md) lists the flags of the other commands.
 """
 _KUBERNETES = """
 On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...`, which is not a port number. Set

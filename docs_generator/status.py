@@ -11,13 +11,13 @@ This page lists what each feature was tried on. **No GPU was used for any of thi
 
 - **works**: the feature was tested, or tried by hand. The third column says on what.
 - **built, not run**: the feature was built. Its parts that need a GPU were not run.
-- **not run**: the feature itself was not run. The third column says what was tried instead.
+- **not run**: the feature itself was not run. The third column says what was tried instead, if anything.
 """
 _STATES = {"works": "works", "built": "built, **not run**", "not run": "**not run**"}
 
 
 class Row(NamedTuple):
-    """A feature of an area, its state, the machines on which it was tried, and what was not tried."""
+    """A feature of an area, its state (a key of `_STATES`), what it was tried on, and what was not tried."""
 
     area: str
     feature: str

@@ -137,7 +137,7 @@ def test_a_server_with_a_slow_first_image_is_not_measured(url: str):
         (("--out", __file__), "test_command.py cannot be written to"),
         (("--out", "/proc/report"), "--out: /proc/report cannot be written to"),
         (("--rate", "3", "--rate", "3"), "--rate: got 3 twice; allowed: each rate once"),
-        (("--url", "http://me:secret@127.0.0.1:9"), "--url: contains a password"),
+        (("--url", "http://me:secret@127.0.0.1:9"), "--url: contains a user name or password"),
         (("--url", "http://127.0.0.1:port"), "--url: got 'http://127.0.0.1:port'; allowed: an http or https address"),
         (("--url", "http://a\u200bb"), r"--url: got 'http://a\u200bb'; allowed: an http or https address"),
         (("--url", "http://127.0.0.1:9", "--precision", "fp8"), "allowed only without --url"),

@@ -64,8 +64,8 @@ def test_an_invalid_json_file_is_refused_in_one_short_line(copy: Path, file: str
 @pytest.mark.parametrize(
     ("file", "changed", "says"),
     [
-        ("transformer/config.json", {"num_layers": "6"}, "num_layers: got '6'; Input should be a valid integer"),
-        ("transformer/config.json", {"num_layers": 0}, "num_layers: got 0; Input should be greater than or equal to 1"),
+        ("transformer/config.json", {"num_layers": "6"}, "num_layers: got '6'; allowed: a valid integer"),
+        ("transformer/config.json", {"num_layers": 0}, "num_layers: got 0; allowed: greater than or equal to 1"),
         ("transformer/config.json", {"num_layers": 10**40}, "num_layers: got 1000000"),
         ("transformer/config.json", {"num_layers": None}, "num_layers: got None"),
         ("transformer/config.json", {"attention_head_dim": ...}, "attention_head_dim is missing"),

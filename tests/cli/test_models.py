@@ -128,7 +128,7 @@ def test_verify_discards_a_damaged_file_and_pull_downloads_it_again(run: Run):
     assert "sd35 pull mini" in discarded.out
     assert "downloading 1 of 24 files" in run("pull", "mini").out
     assert file.read_bytes() == content
-    assert run("verify", "mini") == (0, "mini: 24 files are intact\n", "")
+    assert run("verify", "mini") == (0, "mini: intact files: 24\n", "")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_offline_never_opens_a_socket(hub: Hub, tmp_path: Path):
     assert [line for line in output if line.startswith("exit")] == ["exit 0"] * 4 + ["exit 1"]
     request = next(json.loads(line)["request"] for line in output if line.startswith("{"))
     assert (request["model"], request["revision"]) == ("mini", open_checkpoint(EMBEDDED).revision)
-    assert "sd3.5-medium is not on disk, and the setting offline is on; turn it off to download it" in output[-1]
+    assert "sd3.5-medium is not on disk, and the setting offline is on; set offline to false to" in output[-1]
     online = processes(tmp_path, NO_NETWORK, ("pull", "mini"), **user)
     assert "a socket was opened" in online[-1]
 

@@ -110,5 +110,6 @@ def test_the_help_of_a_flag_is_that_of_its_setting(monkeypatch: pytest.MonkeyPat
     text = " ".join(RUNNER.invoke(app, ["--help"]).output.split())
     assert "─ Server ─" in text
     assert "--port PORT Port to listen on; 0 picks a free one. [default: 8000]" in text
-    assert "--vram SIZE Memory of the CUDA device to plan with, such as 12GiB. [default: the free memory]" in text
+    assert "--vram SIZE Memory of the CUDA device that the memory plan assumes, such as 12GiB." in text
+    assert "[default: the free memory]" in text
     assert "[6ce0161689]]" in text

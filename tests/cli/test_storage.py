@@ -69,7 +69,11 @@ def names(*numbers: int) -> list[str]:
 
 def test_intact_images_are_counted_and_the_exit_code_is_0(images: ImageStore, run: Run):
     del images
-    assert run() == (0, "6 files checked: 0 damaged, 0 missing; 0 have no recorded checksum, 0 have no owner\n", "")
+    assert run() == (
+        0,
+        "files checked: 6, damaged: 0, missing: 0; without recorded checksum: 0, without owner: 0\n",
+        "",
+    )
 
 
 def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, run: Run):
@@ -90,7 +94,7 @@ def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, r
         *(f"damaged  {name}" for name in (cut, changed, before)),
         f"missing  {DIGESTS[2]}",
     }
-    assert summary == "5 files checked: 3 damaged, 1 missing; 2 have no recorded checksum, 1 have no owner"
+    assert summary == "files checked: 5, damaged: 3, missing: 1; without recorded checksum: 2, without owner: 1"
     assert "requested again" in remedy
     code, said, _ = run("--json")
     report = json.loads(said)

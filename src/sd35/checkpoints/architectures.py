@@ -28,9 +28,10 @@ _VAE: Config = {
 
 
 def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ...] = ()) -> Config:
-    """Return an MMDiT's configuration. It has as many heads as layers, of 64 channels each (SD3 paper, section 5.3).
+    """Return the configuration of an MMDiT: as many heads as layers, of 64 channels each (SD3 paper, section 5.3).
 
-    `position_side` is the side of the square position table, in patches.
+    `position_side` is the side of the square position table, in patches. `dual_attention_layers` are the indices of the
+    layers with a second attention.
     """
     return {
         "num_layers": layers, "num_attention_heads": layers, "attention_head_dim": 64,
@@ -42,7 +43,10 @@ def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ..
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of a checkpoint's five networks. `card` has the values of its card that are not defaults."""
+    """The configurations of a checkpoint's five networks, and the `shift` of its scheduler.
+
+    `card` has the fields that differ from the defaults of `sd35.checkpoints.card.Card`.
+    """
 
     transformer: Config
     card: Config = field(default_factory=dict)

@@ -60,12 +60,12 @@ def fingerprint_of(folder: Path) -> str | None:
 
 
 def build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
-    """Build a folder, or return False if it is already built.
+    """Build a folder and return True. If it is already built, return False.
 
     `write` fills a temporary folder, which replaces `folder` when it is complete. If several processes build the same
     folder, one of them builds it and the others wait. An error in `write` leaves `folder` unchanged.
 
-    Raises BuildFailed if the folder cannot be written.
+    Raises BuildFailed for an OSError, for example if the disk is full. Other errors of `write` pass unchanged.
     """
     if is_built(folder, key, verify_checksums=True):  # checked without a lock, because the cache may be read-only
         return False

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.network_config import explain, read_object
+from sd35.checkpoints.network_config import REMEDY, explain, read_object
 from sd35.errors import CheckpointError
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
@@ -32,15 +32,17 @@ class SkipLayers:
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a checkpoint's `sd35.json`. The default values are right for the SD3.5 models.
+    """The contents of a checkpoint's `sd35.json`. The default values suit the SD3.5 models.
+
+    For each of these, the registry replaces `steps` and `guidance_scale`.
 
     Attributes:
         width: The default width in px. `height`, `steps` and `guidance_scale` are default values too.
         max_sequence_length: The length of T5's input in tokens.
         side_px: The smallest and the largest side of an image that the model can generate.
-        native_pixels: The number of pixels (width x height) at which larger images are generated if `enlarges` is set.
-        enlarges: Whether an image with a side above `side_px` is generated with about `native_pixels` pixels and the
-            same aspect ratio, and then enlarged. Only for small test models.
+        enlarges: Whether an image with a side above the largest in `side_px` is generated with fewer pixels at the same
+            aspect ratio, and then enlarged. Only for small test models.
+        native_pixels: The approximate number of pixels (width x height) of an image before it is enlarged.
         skip_layers: None if skip-layer guidance is not recommended for the model. The published model card of SD3.5
             Medium recommends layers 7, 8 and 9, a scale of 2.8, start 0.01 and stop 0.2.
     """
@@ -66,4 +68,4 @@ def read_card(file: Path) -> Card | None:
     try:
         return TypeAdapter(Card).validate_python(read_object(file))
     except ValidationError as error:
-        raise CheckpointError(f"{file}: {explain(error)}") from error
+        raise CheckpointError(f"{file}: {explain(error)}. {REMEDY}") from error

@@ -22,8 +22,8 @@ class Checkpoint:
 
     Attributes:
         name: The model name that requests use.
-        directory: The directory in the Diffusers layout. With `graphs`, it is that of the base checkpoint.
-        card: Its defaults and limits.
+        directory: The directory in the Diffusers layout. With `graphs` or a single file, this is the base checkpoint's.
+        card: The defaults and limits of its images.
         files: Weight files that replace those of the directory: single files and text encoders.
         graphs: NVIDIA's graphs. If set, all weights come from them.
         opened_as: The name or path that was passed to `open_checkpoint`.
@@ -85,7 +85,7 @@ class Checkpoint:
         return weights_in(self.directory, part)
 
     def _identify_clip(self, file: Path, weights: dict[str, Weight]) -> str:
-        """Return the part, "text_encoder" or "text_encoder_2", whose CLIP has the width of the weights in a file.
+        """Return "text_encoder" or "text_encoder_2": the part with a CLIP of the same width as the weights in a file.
 
         The two published CLIPs have different widths. If this checkpoint's two CLIPs have the same width, the file name
         decides. Raises CheckpointError if neither width matches.
@@ -112,7 +112,7 @@ class Checkpoint:
 
 
 def _affects_revision(path: Path) -> bool:
-    """Return whether a file's content is part of the revision. Graphs are derived files; the card is hashed apart."""
+    """Return whether a file's content is part of the revision. Graphs are derived, and the card is hashed apart."""
     return path.suffix != ".onnx" and path.name != CARD_FILE
 
 

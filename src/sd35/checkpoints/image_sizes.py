@@ -10,8 +10,10 @@ from sd35.request import SIZE_MULTIPLE_PX
 def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
     """Return the size (width, height) at which an image of the requested size is generated.
 
-    This is the requested size. If a side exceeds the card's range and the card has `enlarges`, it is a smaller size of
-    nearly the same aspect ratio. Raises InvalidRequest if the requested size exceeds `max_pixels` or the card's limits.
+    This is the requested size. If a side is longer than the card allows and the card has `enlarges`, return a smaller
+    size of nearly the same aspect ratio.
+
+    Raises InvalidRequest if the requested size exceeds `max_pixels` or the card's limits.
     """
     for field, side_px in (("width", width_px), ("height", height_px)):
         if side_px % SIZE_MULTIPLE_PX or side_px <= 0:
@@ -22,9 +24,7 @@ def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -
     if width_px * height_px > max_pixels:
         raise InvalidRequest(longer, longer_px, f"at most {max_pixels} pixels in total (width x height)")
     if longer_px > high_px:
-        if not card.enlarges:
-            raise InvalidRequest(longer, longer_px, f"{low_px} to {high_px}")
-        if longer_px * low_px > shorter_px * high_px:
+        if not card.enlarges or longer_px * low_px > shorter_px * high_px:
             raise InvalidRequest(longer, longer_px, size_rule(card))
         return _native_size(width_px, height_px, card)
     if shorter_px < low_px:

@@ -90,7 +90,7 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
     try:
         content = read_json(index)
     except OSError as error:
-        raise CheckpointError(f"{index} cannot be read: {error.strerror or error}; copy the file again") from error
+        raise CheckpointError(f"{index} cannot be read: {error.strerror or error}; check its permissions") from error
     except ValueError as error:
         raise CheckpointError(f"{index} is not valid JSON: {error}; download or copy the file again") from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -101,6 +101,6 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
     for name, shard in shards.items():
         # A file of another name would not be part of the checkpoint's revision, and could be outside its directory.
         if not (isinstance(shard, str) and _SHARD.sub("", shard) == stem):
-            allowed = f"file names such as {stem}-00001-of-00002.safetensors"
+            allowed = f"file names such as {stem}-00001-of-00002.safetensors. Download or copy the index again"
             raise CheckpointError(f"{index}, weight_map, {shown(name)}: got {shown(shard)}; allowed: {allowed}")
     return shards

@@ -9,7 +9,8 @@ from pydantic import Field, StrictInt, ValidationError, create_model
 from sd35.errors import CheckpointError
 from sd35.parsing import read_json, shown
 
-_REMEDY = "correct the file, or download or copy it again"
+REMEDY = "Correct the file, or download or copy it again"
+_WORDS = {"missing": "it is required", "unexpected_keyword_argument": "there is no such field"}  # by Pydantic's type
 _Size = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 _Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -36,7 +37,7 @@ class Config(dict[str, Any]):
         self._file = file
 
     def __missing__(self, name: str) -> Any:  # noqa: ANN401  it always raises
-        raise CheckpointError(f"{self._file}: {name} is missing; {_REMEDY}")
+        raise CheckpointError(f"{self._file}: {name} is missing. {REMEDY}")
 
 
 def read_config(file: Path) -> Config:
@@ -45,7 +46,7 @@ def read_config(file: Path) -> Config:
     try:
         _UsedFields.model_validate(content)
     except ValidationError as error:
-        raise CheckpointError(f"{file}: {explain(error)}") from error
+        raise CheckpointError(f"{file}: {explain(error)}. {REMEDY}") from error
     return Config(content, file)
 
 
@@ -54,17 +55,18 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; {_REMEDY}") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; check this file") from error
     except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}; {_REMEDY}") from error
+        raise CheckpointError(f"{file} is not valid JSON: {error}. {REMEDY}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}; {_REMEDY}")
+        raise CheckpointError(f"{file}: expected a JSON object, found {shown(content)}. {REMEDY}")
     return content
 
 
 def explain(error: ValidationError) -> str:
-    """Describe a validation error: for each wrong field, its name, its value, and the allowed values."""
+    """Return a text for a validation error: for each wrong field, its name, its value, and the allowed values."""
     return "; ".join(
-        f"{'.'.join(map(str, detail['loc']))}: got {shown(detail['input'])}; {detail['msg']}"
-        for detail in error.errors()
+        f"{'.'.join(map(str, item['loc']))}: got {'nothing' if item['type'] == 'missing' else shown(item['input'])};"
+        f" {_WORDS.get(item['type']) or item['msg'].replace('Input should be', 'allowed:')}"
+        for item in error.errors()
     )

@@ -64,7 +64,10 @@ def network_sizes_on_disk(checkpoint: Checkpoint) -> NetworkSizes:
 
 
 def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
-    """Return the sizes of a registered checkpoint that is not on disk. Raises CheckpointError if they are unknown."""
+    """Return the sizes of a checkpoint that is not on disk, from its architecture and the file sizes in the registry.
+
+    Raises CheckpointError if the architecture or the file sizes are unknown.
+    """
     if entry.name not in ARCHITECTURES or not entry.files:
         raise CheckpointError(
             f"{entry.name} is not on disk, so the sizes of its networks are unknown; download it with:"
@@ -81,9 +84,9 @@ def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
 
 
 def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
-    """Estimate the size of a network of NVIDIA's graphs from the size of its files, at two bytes per parameter.
+    """Estimate the number of parameters of one of NVIDIA's graphs from its files, at two bytes per parameter.
 
-    The transformer's parameters are counted from its shapes instead, because in FP8 some parameters take one byte.
+    The transformer's parameters are computed from its configuration instead, because in FP8 some take one byte.
     """
     config = checkpoint.config(name)
     stored = sum(path.stat().st_size for path in graphs.path(name).parent.iterdir() if path.is_file())
@@ -94,9 +97,10 @@ def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str)
 def blocks_values(config: Mapping[str, Any]) -> int:
     """Count the parameters in the matrices of an MMDiT's blocks (SD3 paper, section 4).
 
-    All numbers are multiples of the squared width. For each stream (image and text), a block has 6 for modulation, 4
-    for attention (q, k, v, output) and 8 for the feed-forward layer. The text stream of the last block ends in the
-    attention: it has 2 for modulation and 3 for q, k and v. A second attention adds 3 for modulation and 4 for itself.
+    The numbers below are multiples of the squared width. For each stream (image and text), a block has 6 for
+    modulation, 4 for attention (q, k, v, output) and 8 for the feed-forward layer. The text stream of the last block
+    ends in the attention: it has 2 for modulation and 3 for q, k and v. A second attention adds 3 for modulation and 4
+    for itself.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     stream = 6 + 4 + 8
@@ -135,7 +139,7 @@ def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:
 
 
 def _largest_layer(name: str, config: Mapping[str, Any]) -> int:
-    """Count the parameters of a network's largest layer. With the offload `sequential`, one layer is on the device."""
+    """Count the parameters of a network's largest layer. The offload `sequential` needs memory for one layer."""
     if name == "vae":
         return int(max(config["block_out_channels"]) ** 2 * 9)  # a convolution of 3 x 3
     if name == "transformer":

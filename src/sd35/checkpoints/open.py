@@ -45,17 +45,17 @@ def open_checkpoint(
         checkpoint = _open_name(name_or_path, registry_file, files)
         checkpoint = checkpoint or _open_path(name_or_path, registry_file, files, base_checkpoint, transformer)
     except (OSError, RuntimeError) as error:  # RuntimeError: from `expanduser`, and from circular links
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"checkpoint: {shown(name_or_path)} cannot be opened: {reason}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"checkpoint: {shown(name_or_path)} cannot be opened: {why}; check the path") from error
     return replace(checkpoint, opened_as=name_or_path)
 
 
 def _open_name(
     name: str, registry_file: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
 ) -> Checkpoint | None:
-    """Open the embedded or a registered checkpoint, or return None if the name is neither.
+    """Open the embedded or a registered checkpoint, or return None if `name` names neither.
 
-    Without `needs_weights`, its weight files may be missing.
+    `files` replace its own weights. Without `needs_weights`, its weight files may be missing.
     """
     if name == EMBEDDED:
         return _open_directory(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
@@ -70,7 +70,10 @@ def _open_path(
     base_checkpoint: str | None,
     transformer: TransformerPrecision,
 ) -> Checkpoint:
-    """Open NVIDIA's graphs, a single file, or a directory in the Diffusers layout."""
+    """Open NVIDIA's graphs, a single file, or a directory in the Diffusers layout.
+
+    Raises CheckpointError for anything else. The arguments are those of `open_checkpoint`; `files` are its `weights`.
+    """
     path = Path(location).expanduser().resolve()
     if graphs := find_graphs(path, transformer):
         return _open_graphs(graphs, base_checkpoint, registry_file, files)
@@ -96,8 +99,8 @@ def _open_graphs(
     """
     if base_checkpoint is None:
         raise CheckpointError(
-            f"{graphs.directory} contains ONNX graphs, but no tokenizers or configurations; name a checkpoint that has"
-            " them with --base-checkpoint (SD35_BASE_CHECKPOINT): a registered name or a directory in Diffusers' layout"
+            f"{graphs.directory} contains ONNX graphs, but no tokenizers or configurations; set --base-checkpoint"
+            " (SD35_BASE_CHECKPOINT) to a checkpoint with them: a registered name, or a directory in Diffusers' layout"
         )
     path = Path(base_checkpoint).expanduser().resolve()
     base = _open_name(base_checkpoint, registry_file, needs_weights=False)
@@ -139,22 +142,23 @@ def _identify(file: Path) -> str:
     layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
     if not layers:
         raise CheckpointError(
-            f"{file}: expected a transformer, found only {', '.join(parts)}; pass this file with --weights instead"
+            f"{file}: expected a transformer, found only {', '.join(parts)}; pass it with --weights and a --checkpoint"
         )
-    match len(layers), any(".attn2." in name for name in transformer):
-        case 24, True:
-            return "sd3.5-medium"
-        case 38, False:
-            return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
+    is_dual = any(".attn2." in name for name in transformer)
+    if len(layers) == 24 and is_dual:
+        return "sd3.5-medium"
+    if len(layers) == 38 and not is_dual:
+        return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
     raise CheckpointError(
-        f"{file}: expected the 38 layers of SD3.5 Large or the 24 layers of Medium, found {len(layers)}; for another"
-        " architecture, pass a directory in the Diffusers layout with --checkpoint and this file with --weights"
+        f"{file}: expected 38 layers (SD3.5 Large), or 24 with a second attention in some (Medium), found {len(layers)}"
+        f" with{'' if is_dual else 'out'} a second attention; for another architecture, pass a directory in the"
+        " Diffusers layout with --checkpoint and this file with --weights"
     )
 
 
 def _open_directory(directory: Path, name: str, default_card: Card, files: tuple[Path, ...]) -> Checkpoint:
-    """Open a directory in the Diffusers layout. `default_card` applies if the directory has no card."""
+    """Open a directory in the Diffusers layout. `default_card` applies if it has no `sd35.json`."""
     if absent := [part for part in PARTS if not (directory / part).is_dir()]:
-        lacking = " and no ".join(absent)
-        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: it has no {lacking}")
+        reason = f"it has no {' and no '.join(absent)}; check the path, or copy the checkpoint again"
+        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: {reason}")
     return Checkpoint(name, directory, read_card(directory / CARD_FILE) or default_card, files)

@@ -23,7 +23,7 @@ class RegisteredCheckpoint:
     Attributes:
         repository: OWNER/NAME on the hub.
         revision: The full hash of a commit. A branch or a tag could move to other files.
-        card: Its defaults and limits, for checkpoints without the file `sd35.json`.
+        card: The defaults and limits of its images. They apply if the repository has no file `sd35.json`.
         files: The sizes of the weight files in bytes, by path, for estimates without the hub. A download uses the hub's
             own list.
     """
@@ -60,7 +60,7 @@ def find_registered(name: str, registry_file: Path | None) -> RegisteredCheckpoi
     """Look up a registered checkpoint. Raises InvalidSetting if the name is not registered."""
     registry = load_registry(registry_file)
     if name not in registry:
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, or a name in the file of --registry")
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}. --registry FILE adds names")
     return registry[name]
 
 
@@ -74,9 +74,9 @@ def _read(path: Path) -> dict[str, RegisteredCheckpoint]:
     try:
         content = read_toml(path)
     except OSError as error:
-        raise InvalidSetting(f"registry: {path} cannot be read: {error.strerror or error}") from error
+        raise InvalidSetting(f"registry: {path} cannot be read: {error.strerror or error}; check the path") from error
     except ValueError as error:
-        raise InvalidSetting(f"registry: {path} cannot be read as TOML: {error}") from error
+        raise InvalidSetting(f"registry: {path} cannot be read as TOML: {error}; correct the file") from error
     # The table's name becomes a field. Values that are no tables stay as they are, for the validation to report.
     named = {name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in content.items()}
     try:

@@ -64,7 +64,7 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def _print_error_and_exit(message: str | None, exit_code: int) -> NoReturn:
-    """Print a message to stderr if possible, and exit."""
+    """Print a message, if any, to stderr, and exit. An stderr that cannot be written is ignored."""
     if message and sys.stderr:
         with suppress(OSError):
             print(f"sd35: {message}", file=sys.stderr, flush=True)

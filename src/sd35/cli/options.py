@@ -53,7 +53,7 @@ class SettingFlags(NamedTuple):
         """
         settings = load_settings({**(defaults or {}), **self.given}, self.config)
         if settings.offline:
-            # Diffusers, Transformers and huggingface_hub read this variable when they are imported, which is later.
+            # Diffusers, Transformers and huggingface_hub read this variable when they are imported later.
             os.environ["HF_HUB_OFFLINE"] = "1"
         return settings
 
@@ -73,7 +73,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
         @functools.wraps(command)
         def run(config: Path | None, **arguments: Any) -> None:  # noqa: ANN401  the types of the command's parameters
-            """Run the command with its own arguments, and the settings from the others."""
+            """Separate the flags of settings from the command's own arguments, and run the command with both."""
             if "checkpoints" in names:
                 _log_to_stderr()
             given = {name: arguments.pop(name) for name in names}
@@ -98,7 +98,7 @@ def _log_to_stderr() -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Return the width and height, in pixels, from text such as `1024x768`. Raises InvalidSetting for `--size`."""
+    """Return the width and height, in pixels, of `--size`, such as `1024x768`. Raises InvalidSetting for other text."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise InvalidSetting(f"--size: got {text!r}; allowed: WIDTHxHEIGHT in pixels, such as 1024x768")

@@ -13,7 +13,10 @@ Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="Name of a 
 
 
 def find_downloadable(name: str, settings: Settings) -> RegisteredCheckpoint:
-    """Return a registered checkpoint. Raises InvalidSetting for the embedded checkpoint and for unknown names."""
+    """Return a registered checkpoint. Raises InvalidSetting for unknown names and for the embedded model.
+
+    The embedded model is part of the package, so it cannot be downloaded, verified or removed.
+    """
     if name == EMBEDDED:
         allowed = ", ".join(load_registry(settings.registry))
         raise InvalidSetting(f"NAME: got {name!r}, which is part of the sd35 package; allowed: {allowed}")

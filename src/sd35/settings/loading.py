@@ -12,7 +12,7 @@ from sd35.parsing import read_toml
 from sd35.settings.description import flag_of, secret_settings
 from sd35.settings.settings import CONFIG_VARIABLE, PREFIX, Settings
 
-# Descriptions of allowed values, by the prefix of the type of Pydantic's error. The braces are fields of the error.
+# Descriptions of allowed values, by the prefix of the type of Pydantic's error, with fields of the error in braces.
 _ALLOWED = {
     "byte_size": "a number of bytes, or one with a unit, such as 12GiB or 800MB",
     "int": "a whole number",
@@ -81,10 +81,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | None) -> str:
-    """Return one sentence for an error of Pydantic: the source of the value, the value, and what is allowed.
+    """Return a message for an error of Pydantic: the source of the value, the value, and what is allowed.
 
     Args:
-        detail: The error.
+        detail: The error, as `ValidationError.errors` describes it.
         sources: The names of the given arguments, by setting.
         path: The file of settings, if any.
     """
@@ -103,7 +103,7 @@ def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | No
 
 
 def _allowed(detail: dict[str, Any]) -> str:
-    """Return what is allowed instead of the invalid value, from an error of Pydantic."""
+    """Return the end of a message, which says what is allowed. `detail` is an error of Pydantic, as in `_explain`."""
     template = next((text for kind, text in _ALLOWED.items() if detail["type"].startswith(kind)), None)
     if template:
         context = detail.get("ctx", {})

@@ -1,4 +1,4 @@
-"""Checks of URLs, and of proxy variables such as HTTP_PROXY. They give clearer errors than httpx2 itself."""
+"""Checks of URLs, and of proxy variables such as HTTP_PROXY, with clearer errors than those of httpx2."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit

@@ -527,7 +527,7 @@ def test_remove_reports_a_read_only_file_system(entry: RegisteredCheckpoint, mon
     """The error has the file and the reason."""
     pull(entry)
     monkeypatch.setattr(shutil, "rmtree", refuse(errno.EROFS))
-    with pytest.raises(CheckpointError, match=r"small cannot be removed: /.*: Read-only file system$"):
+    with pytest.raises(CheckpointError, match=r"removed: /.*: Read-only file system; correct this first$"):
         cache.remove(entry)
 
 

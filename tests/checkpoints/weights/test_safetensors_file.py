@@ -39,7 +39,7 @@ def safetensors(header: Any, data: bytes = bytes(8)) -> bytes:
         (safetensors({"a": {**ONE, "data_offsets": [8, 0]}}), "expected 8 bytes of a, found -8"),
         (safetensors({"a": {**ONE, "data_offsets": [2**62, 2**62 + 8]}}), "expected a within the 8 bytes"),
         (safetensors({"a": ONE, "b": ONE}), "expected b to start at byte"),
-        (safetensors({"a": ONE}, bytes(12)), ", as of a truncated file; download the file again"),
+        (safetensors({"a": ONE}, bytes(12)), r"bytes, found \d+; download the file again"),
         (safetensors({"a": ONE}, bytes(4)), "expected a within the 4 bytes"),
         (safetensors({"a": ONE, "__metadata__": 3}), "expected __metadata__ with strings as values, found 3"),
         (safetensors({"a": ONE, "__metadata__": {"x": 3}}), "expected __metadata__ with strings as values"),
@@ -67,7 +67,7 @@ def test_an_invalid_header_is_refused_in_one_short_line(tmp_path: Path, content:
 def test_an_unreadable_file_is_refused(tmp_path: Path, read: Any):
     """The path does not exist, or it is a directory."""
     for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(CheckpointError, match=f"{path} is not a readable safetensors file"):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read as safetensors"):
             read(path)
 
 

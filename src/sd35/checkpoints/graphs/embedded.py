@@ -10,7 +10,7 @@ WEIGHTS_LAYOUT = "sd35.weights_layout"  # a graph's metadata: the layout of the 
 
 
 def has_embedded_graphs(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint has such graphs. Only checks that the transformer's graph exists."""
+    """Return whether a checkpoint has graphs next to its weights. Only checks that the transformer's graph exists."""
     return embedded_graph_path(checkpoint, "transformer").is_file()
 
 
@@ -36,5 +36,5 @@ def check_layout(path: Path, layout: str | None) -> None:
 
 
 def _export_command(path: Path) -> str:
-    """Return the command that exports the graphs again."""
+    """Return the command that exports the graphs of a checkpoint. `path` is the path of one of them."""
     return f"python -m sd35.compile.onnx_export {path.parent.parent}"

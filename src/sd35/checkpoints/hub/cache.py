@@ -82,8 +82,8 @@ def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise CheckpointError(f"{entry.name} cannot be {action}: {where}{error.strerror or error}") from error
+        file, reason = error.filename or cache_paths(entry).repository, error.strerror or error
+        raise CheckpointError(f"{entry.name} cannot be {action}: {file}: {reason}; correct this first") from error
 
 
 def snapshot_files(paths: CachePaths) -> list[str]:
@@ -98,7 +98,7 @@ def is_checksum(text: object) -> TypeGuard[str]:
 
 
 def recorded_checksum(path: Path) -> str | None:
-    """Return the checksum that a link's target has as its name, or None if the path is not a link to a blob."""
+    """Return the checksum of a blob from its name, if the path is a link to the blob. Otherwise return None."""
     if path.is_symlink() and _CHECKSUM.fullmatch(name := path.readlink().name):
         return name
     return None
@@ -164,6 +164,6 @@ def _delete_revision(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
 
 
 def _partial_files(paths: CachePaths) -> list[Path]:
-    """List the incomplete downloads of this program. Other programs give theirs other names."""
+    """List incomplete downloads with the names that this program uses. Hugging Face's library now uses other names."""
     found = (paths.repository / "blobs").glob("*" + _PARTIAL_SUFFIX)
     return sorted(path for path in found if _CHECKSUM.fullmatch(path.name.removesuffix(_PARTIAL_SUFFIX)))

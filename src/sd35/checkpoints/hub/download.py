@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd35.checkpoints.hub.cache import CachePaths, cache_paths, digest_for
-from sd35.checkpoints.hub.errors import download_errors, retry_command
+from sd35.checkpoints.hub.errors import CORRECT_ENTRY, download_errors, retry_command
 from sd35.checkpoints.hub.plan import DownloadPlan, HubFile, OnBytes, has_size
 from sd35.checkpoints.layout import missing_files
 from sd35.errors import CheckpointError, DownloadFailed
@@ -35,7 +35,8 @@ def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
     `on_bytes` is called on any thread with the number of bytes that arrived. If a file is restarted, the number is
     negative. After a failure or an interruption, the next call resumes the incomplete files.
 
-    Raises DownloadFailed, or CheckpointError if the repository does not contain a complete checkpoint.
+    Raises DownloadFailed if a file cannot be downloaded or stored, CheckpointError if the repository does not contain a
+    complete checkpoint.
     """
     paths, stop = cache_paths(plan.entry), threading.Event()
     order = sorted(plan.missing, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
@@ -52,7 +53,7 @@ def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
     if missing := missing_files(paths.snapshot):
         raise CheckpointError(
             f"the repository {plan.entry.repository} is not a complete checkpoint: it lacks {', '.join(missing)};"
-            " correct its entry in the file of SD35_REGISTRY"
+            f" {CORRECT_ENTRY}"
         )
     return paths.snapshot
 
@@ -69,7 +70,8 @@ class _FileDownload:
     def run(self) -> None:
         """Download the file and add it to the snapshot.
 
-        Raises DownloadFailed, and errors that `download_errors` converts: of HTTP, the hub's library and the disk.
+        Raises DownloadFailed if the server sends wrong bytes or none. Also raises errors of HTTP, of the hub's library
+        and of the disk, which `download_errors` converts.
         """
         from huggingface_hub.utils import WeakFileLock
 
@@ -126,7 +128,7 @@ class _FileDownload:
             raise DownloadFailed(
                 f"{self._file.path} differs from the hub's file: expected checksum {self._file.checksum}, found"
                 f" {digest.hexdigest()}. The download was deleted. Run `sd35 pull {self._entry.name}` again. If that"
-                " does not help, a proxy or the server at HF_ENDPOINT changes files"
+                " does not help, check your proxy and HF_ENDPOINT: one of them changes files"
             )
         partial.replace(blob)
 
@@ -142,10 +144,10 @@ class _FileDownload:
         return digest
 
     def _append(self, out: BufferedRandom, digest: "_Hash") -> tuple["_Hash", Exception | None]:
-        """Request the remaining bytes and append them.
+        """Request the remaining bytes, append them to `out`, and return the digest of all bytes.
 
-        Return the digest, and an error if the connection broke or the server sent no bytes: then try again. Raise other
-        errors, such as those of an error status.
+        Also return an error if the connection broke or the server sent no bytes, so that the caller can try again, and
+        None otherwise. Raises other errors, such as those of an error status.
         """
         from httpx2 import TransportError
         from huggingface_hub import constants, hf_hub_url

@@ -66,7 +66,7 @@ def hub_token() -> str | None:
     try:
         token = get_token()
     except OIDCError as error:
-        raise InvalidSetting(f"HF_OIDC_RESOURCE: {error}") from error
+        raise InvalidSetting(f"HF_OIDC_RESOURCE: {error}; correct or unset the variable") from error
     except OSError as error:
         file = error.filename or constants.HF_TOKEN_PATH
         raise InvalidSetting(f"the token's file {file} cannot be read: {error.strerror}; {_LOG_IN}") from error

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+CORRECT_ENTRY = "correct its entry in the file of SD35_REGISTRY, or update sd35 if the name is built in"
 
 
 @contextmanager
@@ -41,7 +42,8 @@ def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
     except (HTTPError, InvalidURL) as error:
         raise DownloadFailed(_connection_error(entry, error)) from error
     except ssl.SSLError as error:  # from reading certificates; TLS errors of a connection are ConnectError
-        raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}") from error
+        why = f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}"
+        raise DownloadFailed(f"{why}; correct the variables, or unset them") from error
     except OSError as error:
         raise DownloadFailed(_disk_error(entry, error)) from error
 
@@ -53,11 +55,10 @@ def _http_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     status = error.response.status_code
     if status in {401, 403} or isinstance(error, GatedRepoError):
         return _access_error(entry, error)
-    remedy = "correct its entry in the file of SD35_REGISTRY, or update sd35"
     if isinstance(error, RevisionNotFoundError):
-        return f"{entry.repository} has no revision {entry.revision}; {remedy}"
+        return f"{entry.repository} has no revision {entry.revision}; {CORRECT_ENTRY}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it; {remedy}"
+        return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it; {CORRECT_ENTRY}"
     if status == 404:
         return (
             f"{error.response.url.path} does not exist at {_endpoint()}; check that HF_ENDPOINT is the address of a"
@@ -106,7 +107,7 @@ def _connection_error(entry: RegisteredCheckpoint, error: Exception) -> str:
 
 
 def _disk_error(entry: RegisteredCheckpoint, error: OSError) -> str:
-    """Explain why the cache cannot be written to, and say what to do."""
+    """Explain why the cache cannot be used, and say what to do."""
     from huggingface_hub import constants
 
     cache, retry = constants.HF_HUB_CACHE, f"{retry_command(entry)} to resume"
@@ -114,7 +115,7 @@ def _disk_error(entry: RegisteredCheckpoint, error: OSError) -> str:
         return f"the disk of {cache} is full: free some space, or set HF_HOME to a directory elsewhere; then {retry}"
     if isinstance(error, PermissionError) and (why := why_not_writable(Path(cache))):
         return f"{why}; or set HF_HOME to a directory elsewhere; then {retry}"
-    return f"{error.filename or cache} cannot be used ({error.strerror or error}): correct it or HF_HOME, and {retry}"
+    return f"{error.filename or cache} cannot be used ({error.strerror or error}): fix this or HF_HOME, then {retry}"
 
 
 def retry_command(entry: RegisteredCheckpoint) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd35.checkpoints.hub.cache import CachePaths, cache_paths, is_checksum
-from sd35.checkpoints.hub.errors import download_errors
+from sd35.checkpoints.hub.errors import CORRECT_ENTRY, download_errors
 from sd35.checkpoints.layout import PARTS, checkpoint_files
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError, DownloadFailed
@@ -75,7 +75,7 @@ def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
     if missing := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
         raise CheckpointError(
             f"the repository {entry.repository} is not an SD3.5 checkpoint in the Diffusers layout: it has no"
-            f" {' and no '.join(missing)}; correct its entry in the file of SD35_REGISTRY"
+            f" {' and no '.join(missing)}; {CORRECT_ENTRY}"
         )
     return tuple(files)
 

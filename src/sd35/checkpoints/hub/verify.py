@@ -15,7 +15,7 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification: the paths of files in the snapshot.
+    """The result of a verification: the paths of files, relative to the snapshot, by their state.
 
     `unknown` lists files that exist, but have no recorded checksum to compare with.
     """
@@ -49,7 +49,10 @@ def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: O
 
 
 def _compare(snapshot: Path, expected: Mapping[str, str | None], missing: set[str], on_bytes: OnBytes) -> Verification:
-    """Compare files with their expected checksums, by path. `missing` are paths that are known to be missing."""
+    """Compare the files in a snapshot with their expected checksums, by path. None stands for an unknown checksum.
+
+    `missing` has paths that are known to be missing.
+    """
     missing = missing | {path for path in expected if not (snapshot / path).exists()}
     present = {path: checksum for path, checksum in expected.items() if path not in missing}
     recorded = {path: checksum for path, checksum in present.items() if checksum}

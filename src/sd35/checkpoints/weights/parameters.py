@@ -92,21 +92,19 @@ def weights_in(directory: Path, part: str) -> dict[str, Weight]:
 
 
 def weights_of_file(file: Path) -> dict[str, dict[str, Weight]]:
-    """Locate the parameters in a single file, or in a file with one text encoder: by part, then by name.
+    """Locate the parameters in a single file, or in a file with one transformer or text encoder.
 
-    The part of a file with one CLIP is `CLIP`, because the file does not tell which of the two it is. Raises
-    CheckpointError if the file is damaged or contains no weights of SD3.5.
+    Returns them by part, then by name. The part of a file with one CLIP is `CLIP`, because the file does not tell which
+    of the two it is. Raises CheckpointError if the file is damaged or contains no weights of SD3.5.
     """
     tensors = read_tensors(file)
     parts = {part: _without_prefix(tensors, prefix) for part, prefix in PREFIXES.items()}
-    for part, marker in _MARKER_OF_SEPARATE_FILE.items():
-        if marker in tensors:
-            parts[part] = tensors
+    parts |= {part: tensors for part, marker in _MARKER_OF_SEPARATE_FILE.items() if marker in tensors}
     located = {part: _with_scales(stored) for part, stored in parts.items() if stored}
     if not located:
         raise CheckpointError(
-            f"{file}: expected weights of SD3.5 (names with one of the prefixes {', '.join(PREFIXES.values())}, or the"
-            f" names of a text encoder), found {', '.join(sorted(tensors)[:3])}, ..."
+            f"{file}: expected weights of SD3.5 (names with a prefix of {', '.join(PREFIXES.values())}, or the names of"
+            f" a transformer or text encoder), found {', '.join(sorted(tensors)[:3]) or 'none'}; use another file"
         )
     if "transformer" in located:
         located["transformer"] = _TransformerNames(located["transformer"]).translate(located["transformer"])
@@ -151,14 +149,13 @@ def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> N
     is_one = all(size == 1 for size in scale.shape)
     is_one_per_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
     if not is_one and not is_one_per_row:
-        rows = stored.shape[0] if stored.shape else 1
         raise CheckpointError(
             f"{scale.file}: {scale_name} has the shape {list(scale.shape)}, and its weight {name} has"
-            f" {list(stored.shape)}; allowed: one scale, or one for each of the {rows} rows (not of columns or blocks)"
+            f" {list(stored.shape)}; allowed: one scale, or one for each row; use another file"
         )
     if scale.dtype not in _SCALE_DTYPES:
-        allowed = ", ".join(_SCALE_DTYPES)
-        raise CheckpointError(f"{scale.file}: {scale_name} has the type {scale.dtype}; allowed: {allowed}")
+        types = ", ".join(_SCALE_DTYPES)
+        raise CheckpointError(f"{scale.file}: {scale_name} has type {scale.dtype}; allowed: {types}; use another file")
 
 
 class _TransformerNames:
@@ -250,7 +247,7 @@ _VAE_LEVELS = 4
 
 
 def _vae_name(name: str) -> str:
-    """Translate a name from latent diffusion to Diffusers. They count the decoder's levels in opposite orders."""
+    """Translate a name from latent diffusion to Diffusers. The two count the decoder's levels in opposite orders."""
     for pattern, target in _VAE_NAMES:
         name = pattern.sub(target, name)
     return re.sub(r"up_blocks\.(\d)", lambda match: f"up_blocks.{_VAE_LEVELS - 1 - int(match[1])}", name)

@@ -22,10 +22,10 @@ _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _MAX_NAME_LENGTH = 120
 # By the first bytes of a file: a format that is often mistaken for safetensors, for the error.
 _OTHER_FORMATS: Mapping[bytes, str] = {
-    b"PK": "a pickle in a zip file, as torch.save writes; pickles execute code when loaded and are never opened",
-    b"\x80": "a pickle; pickles execute code when loaded and are never opened",
+    b"PK": "a pickle in a zip file, as torch.save writes; pickles can execute code, so convert it to safetensors",
+    b"\x80": "a pickle; pickles can execute code, so convert it to safetensors",
     b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch the file with: git lfs pull",
-    b"<": "a web page, possibly from a failed download",
+    b"<": "a web page, possibly from a failed download; download the file again",
 }
 
 
@@ -56,7 +56,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
             raise _broken(file, f"{_printable(name)} to start at byte {expected}", f"byte {tensor.start}")
         expected += tensor.nbytes
     if size != expected:
-        raise _broken(file, f"{expected} bytes", f"{size}, as of a truncated file")
+        raise _broken(file, f"{expected} bytes", f"{size}")
     return tensors
 
 
@@ -69,7 +69,10 @@ def header_bytes(file: Path) -> bytes:
 
 
 def weights_layout(folder: Path) -> str:
-    """Return a SHA-256 over the names and headers of a folder's safetensors files. Raises CheckpointError."""
+    """Return a SHA-256 over the names and headers of a folder's safetensors files.
+
+    Raises CheckpointError if a header is not valid.
+    """
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         total.update(path.name.encode() + header_bytes(path))
@@ -82,11 +85,15 @@ def _read_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}; download it again") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{file} cannot be read as safetensors: {reason}; check or replace the file") from error
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the header's entries by name, and the offset of the data. Raises CheckpointError, OSError, ValueError."""
+    """Return the header's entries by name, and the offset of the data in bytes.
+
+    Raises CheckpointError if the header is not valid, and OSError or ValueError if it cannot be read or parsed.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(32)
@@ -130,7 +137,7 @@ def _is_size(number: object) -> bool:
 
 
 def _bytes_of(shape: Sequence[int], dtype: str, limit: int) -> int | None:
-    """Return a tensor's size in bytes, or None if it exceeds `limit`. The product stops there: it never gets huge."""
+    """Return a tensor's size in bytes, or None if it exceeds `limit`. Never computes with huge numbers."""
     if 0 in shape:
         return 0
     nbytes = ITEM_BYTES[dtype]

@@ -110,7 +110,7 @@ def bench(
     ] = "onnx",
     judged: Annotated[int, _quality_option(metavar="COUNT", min=1, max=1000, help="Number of images to compare.")] = 16,
     matrix: Annotated[
-        bool, _matrix_option("--matrix", help="Measure every backend, precision and batch that runs here.")
+        bool, _matrix_option("--matrix", help="Measure all combinations of backend, precision and batch.")
     ] = False,
     batch: Annotated[
         list[int] | None,
@@ -169,7 +169,7 @@ def bench(
 @app.command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="Result of `sd35 bench --out`.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="Result to compare with it.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another result, to compare with A.json.")],
     *,
     different_workloads: Annotated[
         bool, typer.Option("--different-workloads", help="Compare runs even if their workloads differ.")
@@ -224,7 +224,7 @@ def _check_combination(
             "--backend, --precision: allowed only without --url, because a running server has its own backend"
         )
     if batch and not is_matrix:
-        raise InvalidSetting("--batch: allowed only with --matrix; without it, use --max-batch-rows instead")
+        raise InvalidSetting("--batch: allowed only with --matrix; use --max-batch-rows for a single server")
     if is_matrix and (url or dialect != "sd35"):
         raise InvalidSetting("--matrix: allowed only without --url and --dialect, because it starts its own servers")
     if is_matrix and rate:
@@ -250,7 +250,7 @@ def _check_target(url: str | None, reference: str, out: Path | None) -> None:
         raise InvalidSetting(f"--url: got {url!a}; allowed: an http or https address, such as http://127.0.0.1:8000")
     if url is not None and "@" in urlsplit(url).netloc:
         raise InvalidSetting(
-            f"--url: contains a password, which the report would show; set the variable {_KEY_VARIABLE} to the API key"
+            f"--url: contains a user name or password, which the report would show; set {_KEY_VARIABLE} to an API key"
         )
     if reference not in {*BACKENDS, _NO_REFERENCE}:
         allowed = ", ".join((*BACKENDS, _NO_REFERENCE))

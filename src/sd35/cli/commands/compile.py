@@ -50,15 +50,15 @@ class CompileOptions:
     rows: int | None
 
     @property
-    def calibrates(self) -> bool:
-        """Whether an option of the calibration was given."""
+    def has_calibration_options(self) -> bool:
+        """Whether an option for the calibration of FP8 was given."""
         return any(option is not None for option in (self.size, self.steps, self.prompts))
 
     def check(self) -> None:
         """Raise InvalidSetting for options that do not apply to the target or to the precision."""
         if self.target == "onnx" and (self.gpus, self.shapes, self.rows) != (None, None, None):
             raise InvalidSetting("--gpu, --shapes, --rows: allowed only with --target tensorrt, which builds engines")
-        if self.precision != "fp8" and self.calibrates:
+        if self.precision != "fp8" and self.has_calibration_options:
             raise InvalidSetting(
                 "--size, --steps, --prompts: allowed only with --precision fp8, which is calibrated with images"
             )
@@ -103,7 +103,7 @@ def compile_(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the calibration images.", show_default="the model's"),
+        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images that calibrate FP8.", show_default="the model's"),
     ] = None,
     steps: Annotated[
         int | None,
@@ -111,7 +111,7 @@ def compile_(
             metavar="COUNT",
             min=STEPS[0],
             max=STEPS[1],
-            help="Steps of the calibration images.",
+            help="Steps of the images that calibrate FP8.",
             show_default="the model's",
         ),
     ] = None,
@@ -119,7 +119,7 @@ def compile_(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Text file of at least 12 prompts, one per line. Two of three calibrate, every third one evaluates.",
+            help="Text file of at least 12 prompts, one per line. Two of three calibrate FP8; the others evaluate it.",
             show_default="prompts of the package",
         ),
     ] = None,
@@ -174,10 +174,10 @@ def _build(checkpoint: Checkpoint, settings: Settings, options: CompileOptions, 
 def _find_or_build_graphs(
     checkpoint: Checkpoint, settings: Settings, options: CompileOptions, stages: Stages
 ) -> tuple[OfficialGraphs, dict[str, Any]]:
-    """Return a checkpoint's own graphs, or else build them.
+    """Return NVIDIA's graphs if the checkpoint has them. Otherwise build graphs.
 
-    Also return the report on the quality of FP8, which is empty for own graphs and other precisions. Raises
-    InvalidSetting if the checkpoint has graphs and an option does not apply to them.
+    Also return the report on the quality of FP8, which is empty for NVIDIA's graphs and for other precisions. Raises
+    InvalidSetting if an option does not apply to NVIDIA's graphs, BackendUnavailable without PyTorch.
     """
     if graphs := checkpoint.graphs:
         if options.target == "onnx":
@@ -185,7 +185,7 @@ def _find_or_build_graphs(
                 f"--checkpoint: {graphs.directory} already contains graphs; allowed with --target onnx: checkpoints"
                 " with weights"
             )
-        if options.calibrates:
+        if options.has_calibration_options:
             raise InvalidSetting(
                 f"--size, --steps, --prompts: the graphs in {graphs.directory} are already calibrated; leave out these"
                 " options"
@@ -196,7 +196,7 @@ def _find_or_build_graphs(
                 f" {graphs.directory}"
             )
         return graphs, {}
-    backend_module("diffusers")
+    backend_module("diffusers")  # raises BackendUnavailable without PyTorch
     from sd35.compile.fp8 import build_fp8, read_report
     from sd35.compile.graphs import build_graphs
 
@@ -204,7 +204,7 @@ def _find_or_build_graphs(
     graphs = build_graphs(checkpoint, options.precision, settings.cache_dir, stages)
     if options.precision != "fp8":
         return graphs, {}
-    build_fp8(checkpoint, graphs, request, stages, reuse_existing=not options.calibrates)
+    build_fp8(checkpoint, graphs, request, stages, reuse_existing=not options.has_calibration_options)
     return graphs, read_report(graphs)
 
 
@@ -254,7 +254,7 @@ def _calibration_request(checkpoint: Checkpoint, settings: Settings, options: Co
 
 
 def _parse_size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return the width and height in pixels. Raises InvalidSetting for a size that the model cannot generate."""
+    """Return the width and height, in pixels, of `--size`. Raises InvalidSetting if the model cannot generate it."""
     low, high = checkpoint.card.side_px
     sides = [int(side) for side in text.split("x") if side.isdecimal()]
     if len(sides) != 2 or any(side % SIZE_MULTIPLE_PX or not low <= side <= high for side in sides):
@@ -273,10 +273,8 @@ def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise InvalidSetting(f"--prompts: {path} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"--prompts: {path} is not text in UTF-8 ({error})") from error
+        raise InvalidSetting(f"--prompts: {path} is not text in UTF-8 ({error}); convert it") from error
     if len(lines) < _MIN_PROMPTS:
-        raise InvalidSetting(
-            f"--prompts: got {len(lines)} prompts in {path}; allowed: {_MIN_PROMPTS} or more, one per line"
-        )
+        raise InvalidSetting(f"--prompts: got {len(lines)} in {path}; allowed: {_MIN_PROMPTS} or more, one per line")
     evaluating = lines[2::3]
     return [line for index, line in enumerate(lines) if index % 3 != 2], evaluating

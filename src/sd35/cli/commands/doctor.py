@@ -19,7 +19,8 @@ app = typer.Typer()
 def doctor(*, as_json: AsJson = False, settings: Settings) -> None:
     """Check hardware, backends, checkpoints and directories, and print how to fix what is wrong.
 
-    Exits with 1 if the selected backend, the fallback or a checkpoint cannot be used.
+    Exits with 1 if the selected backend, the fallback or a checkpoint cannot be used. Directories do not change the
+    exit code.
 
     [bold]Examples[/bold]
 
@@ -59,7 +60,8 @@ def _show(report: DoctorReport) -> None:
             console.print(f"{finding.name}{role}: {finding.detail}", markup=False)
     console.print()
     if report.can_serve:
-        console.print("`sd35 serve` can run here.", markup=False)
+        condition = "" if all(directory.is_usable for directory in report.directories) else " with other directories"
+        console.print(f"`sd35 serve` can run here{condition}.", markup=False)
     else:
         reason = "the selected backend, the fallback or a checkpoint has the state `no` above"
         console.print(f"`sd35 serve` cannot run with these settings, because {reason}.", markup=False)

@@ -77,7 +77,7 @@ def generate(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of one of the checkpoints.", show_default="the first one")
+        str | None, typer.Option(metavar="NAME", help="Name of the checkpoint to use.", show_default="the first")
     ] = None,
     as_json: AsJson = False,
     settings: Settings,
@@ -119,7 +119,7 @@ def _check_output(output: Path) -> None:
 
 
 def _find_checkpoint(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
-    """Return the checkpoint with the name `model`, or the first if `model` is None. Raises UnknownModel."""
+    """Return the checkpoint with the name `model`, or the first for None. Raises UnknownModel for other names."""
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     if model is not None and model not in by_name:
         raise UnknownModel(model, list(by_name))

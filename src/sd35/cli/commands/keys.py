@@ -51,19 +51,19 @@ def add(
     requests_per_minute: Annotated[
         int | None,
         typer.Option(
-            metavar="REQUESTS", min=0, help="Requests per minute; 0 is unlimited.", show_default="that of the service"
+            metavar="REQUESTS", min=0, help="Requests per minute; 0 is unlimited.", show_default="the service's limit"
         ),
     ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
-            metavar="IMAGES", min=0, help="Images at a time; 0 is unlimited.", show_default="that of the service"
+            metavar="IMAGES", min=0, help="Images at a time; 0 is unlimited.", show_default="the service's limit"
         ),
     ] = None,
     pixels_per_hour: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", min=0, help="Pixels per hour; 0 is unlimited.", show_default="that of the service"
+            metavar="PIXELS", min=0, help="Pixels per hour; 0 is unlimited.", show_default="the service's limit"
         ),
     ] = None,
     settings: Settings,
@@ -153,8 +153,8 @@ def open_(*, settings: Settings) -> None:
         if count:
             amount = "1 key" if count == 1 else f"{count} keys"
             raise InvalidSetting(
-                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys. While a"
-                " database has keys, requests need one"
+                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys. Set another"
+                " --database, or create a key with: sd35 keys add NAME"
             )
     marker = KeysMarker(settings.data_dir)
     was_set = marker.is_set
@@ -162,7 +162,7 @@ def open_(*, settings: Settings) -> None:
         marker.clear()
     except OSError as error:
         raise InvalidSetting(
-            f"data_dir: {marker.path} cannot be deleted ({error.strerror}); run this command as the owner of the file"
+            f"data_dir: {marker.path} cannot be deleted ({error.strerror}); run this command as the owner of data_dir"
         ) from error
     if was_set:
         print("From its next start on, the service requires no keys. Anyone who can reach it may use it.")
@@ -171,14 +171,14 @@ def open_(*, settings: Settings) -> None:
 
 
 def _record_keys_required(settings: Settings, database: str) -> None:
-    """Record in `data_dir` that the service requires keys, or print a warning."""
+    """Record in `data_dir` that the service requires keys. Print a warning if that fails."""
     marker = KeysMarker(settings.data_dir)
     try:
         marker.set(database)
     except OSError as error:
         print(
-            f"WARNING: {marker.path} cannot be written ({error.strerror}). It records that the service requires keys:"
-            " without it, a service that loses its database starts without keys, open to everyone",
+            f"WARNING: {marker.path} cannot be written ({error.strerror}); make data_dir writable. This file records"
+            " that the service requires keys. Without it, a service that loses its database is open to everyone",
             file=sys.stderr,
         )
 

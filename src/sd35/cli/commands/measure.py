@@ -31,7 +31,7 @@ def measure(
 ) -> None:
     """Measure how long denoising steps take on this machine, for `sd35 simulate`.
 
-    Measures the first checkpoint in batches of 1, 2, 4, ... rows, up to --max-batch-rows, at each size.
+    Measures the first checkpoint in batches of 1, 2, 4, ... transformer rows, up to --max-batch-rows, at each size.
 
     [bold]Examples[/bold]
 

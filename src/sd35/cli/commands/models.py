@@ -20,7 +20,7 @@ app = typer.Typer()
 @app.command()
 @with_settings("registry")
 def models(*, as_json: AsJson = False, settings: Settings) -> None:
-    """List the registered checkpoints: size, licence, and whether they are on disk.
+    """List the checkpoints that have a name: size, licence, and whether they are on disk.
 
     Downloaded checkpoints are in the cache of Hugging Face (HF_HOME), which other programs share.
 
@@ -52,7 +52,10 @@ def _defaults(card: Card) -> str:
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
-    """Return the state of a registered checkpoint and the fields of its card, for --json."""
+    """Return the state of a registered checkpoint and the fields of its card, for --json.
+
+    `on_disk` is "whole", "part" or "no".
+    """
     status = cache.cache_status(registered)
     stored = "part" if status.stored_bytes else "no"
     return {

@@ -38,7 +38,7 @@ def pull(name: Name, *, settings: Settings) -> None:
         if not status.is_complete:
             state, rest = ("only partly", "the rest") if status.stored_bytes else ("not", "it")
             raise DownloadFailed(
-                f"{name} is {state} on disk, and the setting offline is on; turn it off to download {rest}"
+                f"{name} is {state} on disk, and the setting offline is on; set offline to false to download {rest}"
             )
         print(f"{name}: on disk in {status.directory}")
         return

@@ -13,7 +13,7 @@ app = typer.Typer()
 @app.command()
 @with_settings("registry")
 def remove(name: Name, *, settings: Settings) -> None:
-    """Delete the files of a checkpoint and print how much disk space that freed.
+    """Delete the files of a checkpoint and print how much disk space this freed.
 
     Deletes only the revision (commit on the hub) that `sd35 models` shows. Other revisions stay in the cache, because
     other programs may use them.

@@ -34,8 +34,9 @@ def replay(
     """Generate an image again from the record in its file, and compare the two.
 
     The result is "same bytes", "same image" (no pixel differs by more than 2 of 255, and the average difference is at
-    most 0.1), or "different", with the reasons. The exit code is 0 if the image is the same, 1 if it is different, and
-    2 if the file has no record. Backend and precision are those of the file, unless you give others.
+    most 0.1), or "different", with the reasons. The exit code is 0 if the image is the same, 1 if it is different or
+    cannot be generated, and 2 if the file has no record. Backend and precision are those in the record, unless you give
+    other flags.
 
     [bold]Examples[/bold]
 
@@ -64,7 +65,7 @@ def replay(
 
 
 def _read_image(file: Path) -> EncodedImage:
-    """Read a PNG file with a record. Raises NotReplayable."""
+    """Read a PNG file with a record. Raises NotReplayable if it cannot be read or has no complete record."""
     try:
         return read_stored_image(file.read_bytes())
     except OSError as error:
@@ -79,8 +80,8 @@ def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path
     if request.model not in by_name:
         names = ", ".join(by_name)
         raise CheckpointError(
-            f"{file} was generated with the model {request.model!r}, but the checkpoints are {names}; name that model,"
-            " or its directory, with --checkpoint"
+            f"{file} was generated with the model {request.model!r}, but the setting checkpoints has {names}; pass"
+            " the name or the directory of that model with --checkpoint"
         )
     return by_name[request.model]
 

@@ -145,8 +145,7 @@ def _show(report: Report, load: Load, devices: int) -> None:
         table.add_row("all" if steps is None else f"{steps} steps", *figures)
     console = Console(highlight=False)
     requests = report.finished + report.refused
-    console.print(f"{requests} requests, {load.rps:g} per second, on {devices} simulated device{'s' * (devices > 1)}")
+    amounts = f"{requests} request{'s' * (requests > 1)}, {load.rps:g} per second"
+    console.print(f"{amounts}, on {devices} simulated device{'s' * (devices > 1)}")
     console.print(table)
-    console.print(
-        f"utilisation {report.utilisation:.0%}; {report.refused} requests refused ({report.refused / requests:.1%})"
-    )
+    console.print(f"utilisation {report.utilisation:.0%}; refused {report.refused} ({report.refused / requests:.1%})")

@@ -49,8 +49,8 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     """
     if settings.image_store == MEMORY:
         raise InvalidSetting(
-            f"image_store: got {MEMORY!r}; allowed here: a directory or an object store, because images in memory end"
-            " with the service"
+            f"image_store: got {MEMORY!r}; allowed here: a directory or an object store, because images in memory"
+            " are lost when the service ends"
         )
     blobs = open_blob_store(settings, check=False)
     with closing(open_database(database_url(settings), upgrade=False)) as database:
@@ -70,8 +70,8 @@ def _show(report: VerificationReport) -> None:
     for digest in report.missing:
         print(f"missing  {digest}: the database lists this image, but the store has no file for it")
     print(
-        f"{report.files} files checked: {len(report.damaged)} damaged, {len(report.missing)} missing;"
-        f" {report.without_checksum} have no recorded checksum, {report.without_owner} have no owner"
+        f"files checked: {report.files}, damaged: {len(report.damaged)}, missing: {len(report.missing)};"
+        f" without recorded checksum: {report.without_checksum}, without owner: {report.without_owner}"
     )
     if report.damaged:
         print("The service replaces a damaged file when the same image is requested again.")

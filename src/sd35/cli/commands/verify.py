@@ -45,11 +45,11 @@ def verify(
     for state, paths in (
         ("damaged", result.damaged),
         ("missing", result.missing),
-        ("not checked: its checksum is unknown", result.unknown),
+        ("not checked, because its checksum is unknown", result.unknown),
     ):
         for path in paths:
             print(f"{name}: {path} is {state}")
-    print(f"{name}: {len(result.intact)} files are intact")
+    print(f"{name}: intact files: {len(result.intact)}")
     if discard:
         with cache.disk_errors(registered, "cleared of damaged files"):
             for path in result.damaged:

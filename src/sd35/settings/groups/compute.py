@@ -24,8 +24,8 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         description="Number format of the computation: `float32`, `float16`, `bfloat16`, `fp8`, or `auto`, the default"
         " of the backend for the device. `fp8` uses FP8 in most of the transformer and `bfloat16` elsewhere. With"
         " `diffusers`, `fp8` means `fp8-dynamic` (multiplies in FP8) if the GPU can do so, and otherwise `fp8-weights`"
-        " (only stores weights in FP8). You can also set either of them, or `fp8-storage`, which needs the least memory"
-        " because it also stores T5's weights in FP8.",
+        " (only stores weights in FP8). You can also set `fp8-dynamic`, `fp8-weights` or `fp8-storage`. `fp8-storage`"
+        " needs the least memory, because it also stores T5's weights in FP8.",
     )
     fallback: Annotated[str | None, Flag("BACKEND")] = Field(
         None,
@@ -40,7 +40,7 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         "auto",
         description="What is in the device's memory only while needed, to save memory: nothing (`none`), the text"
         " encoders (`encoders`), each network (`model`), or each layer (`sequential`). `auto` picks the fastest of"
-        " these that fits; `sd35 plan` shows it.",
+        " these that fits; `sd35 plan` shows the choice.",
     )
     tiled_decode: Annotated[Literal["auto", "on", "off"], Flag("WHEN")] = Field(
         "auto",
@@ -53,10 +53,10 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
         " pixels. Only for `diffusers`, and not with `model` or `sequential` offload.",
     )
     vram: Annotated[ByteSize | None, Flag("SIZE", default="the free memory")] = Field(
-        None, description="Memory of the CUDA device to plan with, such as `12GiB`."
+        None, description="Memory of the CUDA device that the memory plan assumes, such as `12GiB`."
     )
     ram: Annotated[ByteSize | None, Flag("SIZE", default="the free memory")] = Field(
-        None, description="Memory of the host to plan with, such as `24GiB`."
+        None, description="Memory of the host that the memory plan assumes, such as `24GiB`."
     )
     threads: Annotated[int, Flag("COUNT")] = Field(
         0, ge=0, description="Number of processor threads that compute; 0 uses one per core."

@@ -14,7 +14,7 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
         0,
         ge=0,
         description="Rate limit of each API key (of each client address if there are no keys): requests per minute."
-        " Requests for images count, and files sent to `/sdapi/v1/png-info`. 0 is unlimited.",
+        " Only requests for images, and for `/sdapi/v1/png-info`, count. 0 is unlimited.",
     )
     concurrency: Annotated[int, Flag("IMAGES")] = Field(
         0,
@@ -34,13 +34,13 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
     max_in_flight: Annotated[int, Flag("IMAGES")] = Field(
         0,
         ge=0,
-        description="Maximum number of images that wait or are being generated. Further requests get the HTTP status"
-        " 429. 0 allows 1.25 times `max_batch_rows`, or `max_batch_rows` + 2 if that is more. During lasting overload,"
-        " 0 allows only enough images to keep the device busy, so that accepted images wait less.",
+        description="Maximum number of images that are waiting or being generated. Further requests get the HTTP"
+        " status 429. 0 means 1.25 times `max_batch_rows`, or `max_batch_rows` + 2 if that is more, and during lasting"
+        " overload only as many as keep the device busy, so that accepted images wait less.",
     )
     max_wait_s: Annotated[float, Flag("SECONDS")] = Field(
-        600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, the HTTP status is 429."
+        600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, requests get status 429."
     )
     max_jobs: Annotated[int, Flag("JOBS")] = Field(
-        10_000, ge=1, description="Maximum number of jobs that wait in the queue; further jobs get the HTTP status 429."
+        10_000, ge=1, description="Maximum number of jobs that wait in the queue. Further jobs get status 429."
     )

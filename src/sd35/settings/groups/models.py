@@ -17,8 +17,8 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
         description="Checkpoints to load: names that `sd35 models` lists, directories in the Diffusers layout or with"
         " NVIDIA's ONNX graphs, Stability's single files, or `auto`. `auto` picks SD3.5 Large, or Medium if Large does"
         " not fit in memory or is not available. A model is available if it is on disk or your token allows the"
-        " download. If neither is available, `auto` uses `sd35-mini` and warns. Separated by commas (in the file, a"
-        " list; on the command line, repeat `--checkpoint`). The first is the default model.",
+        " download. If neither is available, `auto` uses `sd35-mini` and warns. If no available one fits, `auto` fails."
+        " Separated by commas (in the file, a list; on the command line, repeat the flag). The first is the default.",
     )
     weights: Annotated[CommaSeparated[Path], Flag("FILE", is_repeated=True)] = Field(
         (),
@@ -33,8 +33,8 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
     )
     base_checkpoint: Annotated[str | None, Flag("NAME|DIRECTORY")] = Field(
         None,
-        description="Checkpoint of the same model that provides tokenizers and configuration if `--checkpoint` lacks"
-        " them: a name that `sd35 models` lists, or a directory in the Diffusers layout.",
+        description="Checkpoint of the same model that provides the tokenizers, configurations and networks that"
+        " `--checkpoint` lacks: a name that `sd35 models` lists, or a directory in the Diffusers layout.",
     )
     transformer: Annotated[Literal["auto", "bf16", "fp8"], Flag("FORMAT")] = Field(
         "auto",
@@ -56,7 +56,7 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
         description="Refuse requests to the OpenAI, AUTOMATIC1111 and Stability APIs instead of substituting a model"
         " (by an alias of `model_aliases`) or a sampler.",
     )
-    offline: bool = Field(default=False, description="Never use the network: no downloads, no requests to the hub.")
+    offline: bool = Field(default=False, description="Use only models on disk: no downloads, no requests to the hub.")
 
     @field_validator("model_aliases")
     @classmethod

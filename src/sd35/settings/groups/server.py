@@ -56,7 +56,7 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     @field_validator("root_path")
     @classmethod
     def _check_root_path(cls, value: str) -> str:
-        """Return the path prefix. Raises ValueError if it is not one."""
+        """Return the path prefix, which may be empty. Raises ValueError if it is malformed."""
         if not _ROOT_PATH.fullmatch(value):
             raise ValueError("allowed: a path such as /images, without a slash at its end")
         return value

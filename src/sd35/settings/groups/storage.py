@@ -51,7 +51,7 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
         " service.",
     )
     retention_days: Annotated[float, Flag("DAYS")] = Field(
-        30, ge=0, description="Days to keep an image after its last request, and a job after its end; 0 is unlimited."
+        30, ge=0, description="Days to keep images after their last request, and jobs after their end; 0 is unlimited."
     )
     retention_gb: Annotated[float, Flag("GB")] = Field(
         20,
@@ -61,8 +61,8 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
     )
     keep_metadata: bool = Field(
         default=True,
-        description="Record in each image file how it was generated. A request can leave this out with the field"
-        " `metadata`. To leave it out of all files: `SD35_KEEP_METADATA=false`, or `false` in the settings file.",
+        description="Record in each image file how it was generated. A request can turn this off for its"
+        " own image. To turn it off for all: `SD35_KEEP_METADATA=false`, or `false` in the file.",
     )
 
     @field_validator("cache_dir", "data_dir")
