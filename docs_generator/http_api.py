@@ -32,9 +32,9 @@ use an existing client, see [Clients](../guide/clients.md).
 - If the service has API keys, each route needs one, except `/healthz`, `/readyz`, `/docs`, `/openapi.json` and signed
   links. Send it as `Authorization: Bearer sd35_...`, as `X-Api-Key: sd35_...`, or as the password of HTTP Basic.
 - `Idempotency-Key` is a name that you choose for a call that generates images. If you send the call again with the same
-  key and body, it returns the same images instead of generating others.
-- A response with a status of 400 or more has an [error](#errors) as its body, except 416. Responses that many routes share are
-  listed once, under [Common responses](#common-responses).
+  key and body, the service returns the same images instead of generating others.
+- A response with a status of 400 or more has an [error](#errors) as its body, except 416. Responses that many routes
+  share are listed once, under [Common responses](#common-responses).
 - `X-Request-Id` in each response is the id of the request in the server's log.
 """
 
