@@ -31,7 +31,7 @@ def held_bytes() -> int:
 def transformer_bytes(backend: Backend) -> int:
     """Return the size of the transformer's weights in PyTorch, in bytes."""
     from sd35.backends.diffusers.backend import DiffusersBackend
-    from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
+    from sd35.backends.diffusers.disk_offload import bytes_of, weights_of
 
     assert isinstance(backend, DiffusersBackend)
     return bytes_of(weights_of(backend.transformer))

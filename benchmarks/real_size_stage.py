@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
-from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
+from sd35.backends.diffusers.disk_offload import bytes_of, weights_of
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of

@@ -81,7 +81,7 @@ def test_the_diffusers_backend_refuses_unsupported_options(checkpoint: Checkpoin
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device here")
 def test_a_missing_cuda_device_is_named(checkpoint: Checkpoint) -> None:
     """The setting is valid, so the error is BackendUnavailable."""
-    with pytest.raises(BackendUnavailable, match="sees 0 CUDA devices"):
+    with pytest.raises(BackendUnavailable, match="the number of CUDA devices that PyTorch sees is 0"):
         open_backend("diffusers", checkpoint, Options(device="cuda"))
 
 

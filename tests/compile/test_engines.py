@@ -234,7 +234,7 @@ def test_an_unsupported_architecture_is_refused(flavour: Flavour) -> None:
     """TensorRT-RTX does not support Hopper (sm90). On a machine without a GPU, an architecture must be given."""
     with pytest.raises(InvalidSetting, match=r"gpu: got sm90; tensorrt_rtx 1\..* allows: sm75, .*sm89, .*sm120"):
         targets_of(flavour, ["sm89", "sm90"])
-    with pytest.raises(InvalidSetting, match="--gpu: got none, and this machine has no GPU; allowed: sm75"):
+    with pytest.raises(InvalidSetting, match=r"--gpu: got none, and this machine has no GPU; tensorrt_rtx .* sm75"):
         targets_of(flavour, [])
 
 
@@ -248,7 +248,7 @@ def test_a_graph_that_tensorrt_cannot_parse_is_named(compiled: Path, flavour: Fl
     next(node for node in model.graph.node if node.op_type == "Gemm").op_type = "Nonsense"
     onnx.save_model(model, path)
     broken = EngineBuilder(CHECKPOINT, graphs, SHAPES, flavour)
-    with pytest.raises(BuildFailed, match=f"clip_l/{GRAPH_FILE}: tensorrt_rtx .* cannot read it: .*Nonsense"):
+    with pytest.raises(BuildFailed, match=f"clip_l/{GRAPH_FILE}: tensorrt_rtx .* cannot read it .*Nonsense"):
         broken.build("text_encoder", Target("tensorrt_rtx", flavour.version, "sm89"))
     path.write_bytes(source.read_bytes())
     with pytest.raises(CheckpointError, match="is missing"):

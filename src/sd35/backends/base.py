@@ -1,7 +1,8 @@
 """The interface of backends: encode prompts, predict velocities and decode latents, each for a batch.
 
-A backend holds weights but no state of a request. All inputs of an evaluation are in its arguments. A row is the input
-of one image. Rows of one batch must have the same latent shape. Their steps, guidance and prompts may differ.
+A backend holds weights but no state of a request. All inputs of an evaluation are in its arguments. In this module, a
+row is the input of one image (`DenoiseRow`). With guidance, it becomes two rows of the transformer's own batch. Rows of
+one batch must have the same latent shape. Their steps, guidance and prompts may differ.
 """
 
 import math
@@ -110,9 +111,9 @@ class Backend(Protocol):
 
     @property
     def build(self) -> str | None:
-        """Digits that identify the transformer's graph if the graph was calibrated (FP8), otherwise None.
+        """Digits that identify the transformer's graph if `sd35 compile` calibrated it for FP8, otherwise None.
 
-        Another calibration may give other images. The digits are therefore part of the image's profile.
+        Graphs of other calibrations may give other images. The digits are therefore part of the image's profile.
         """
 
     @property
@@ -121,13 +122,14 @@ class Backend(Protocol):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether a compiler fused the backend's operations, which changes the last bits of results."""
+        """Whether `torch.compile` compiled the transformer, which changes the last bits of results."""
 
     @property
     def startup_s(self) -> Mapping[str, float]:
         """Seconds that opening the backend took, by phase.
 
-        The phases are "read" (weights from disk), "place" (weights on the device) and "compile" (graphs or code).
+        Phases are "read" (weights from disk), "place" (weights on the device) and "compile" (graphs or code). A backend
+        leaves out the phases that it does not have.
         """
 
     @property
@@ -149,7 +151,7 @@ class Backend(Protocol):
         """Return the velocity at each row's latent and sigma, with classifier-free guidance if guidance > 1.
 
         All rows must have the same latent shape. The transformer's timestep is `sigma * 1000`. If a row has `skip`, the
-        backend adds `scale * (c - s)`. There, `c` is the velocity for the positive prompt, and `s` is the velocity for
+        backend adds `scale * (c - s)`. Here, `c` is the velocity for the positive prompt, and `s` is the velocity for
         the same prompt without the skipped layers.
         """
 

@@ -3,8 +3,8 @@
 The matrices of attention and feed-forward layers do most of the work and tolerate FP8. The first and last layers of the
 transformer, and the layers that embed the prompt and the timestep, do not tolerate FP8. Norms and softmax have no
 matrices. The modulation layers (AdaLN) hold a third of SD3.5 Medium's parameters, but are sensitive to rounded inputs.
-Therefore, only their weights are in FP8. Next to a transformer in FP8, T5 is the largest network. The precision
-"fp8-storage" saves the most memory, because it also stores T5's weights in FP8.
+Therefore, only their weights are in FP8. If the transformer is in FP8, T5 is the largest network. The precision
+"fp8-storage" saves the most memory, because it also stores most of T5's weights in FP8.
 """
 
 import re
@@ -15,7 +15,7 @@ _LAYER = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 _ATTENTION_OR_FEED_FORWARD = re.compile(r"(attn|attn2|ff|ff_context)\.")
 _MODULATION = re.compile(r"norm1(_context)?\.linear")
 # `wo`, the last matrix of a feed-forward layer, is not in this list: Transformers casts its input to the format of its
-# weights, so that FP8 weights would also round the input.
+# weights, so FP8 weights would also round the input.
 _T5 = re.compile(r"encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.wi_[01])")
 
 # The largest value of E4M3, the FP8 format with 4 bits of exponent and 3 of mantissa (Micikevicius et al., 2022).
@@ -26,7 +26,7 @@ class Treatment(StrEnum):
     """Which tensors of a linear layer are in FP8."""
 
     FP8 = "fp8"
-    """The weights and the inputs."""
+    """The weights, and also the inputs if the precision multiplies in FP8."""
     WEIGHTS = "weights"
     """Only the weights."""
     UNCHANGED = "unchanged"
@@ -34,7 +34,7 @@ class Treatment(StrEnum):
 
 
 def treatment_of(layer: str, exempt_blocks: Collection[int] = ()) -> Treatment:
-    """Return the treatment of a transformer's linear layer.
+    """Return which tensors of a transformer's linear layer are in FP8.
 
     Args:
         layer: The name in Diffusers, such as `transformer_blocks.3.attn.to_q`.
@@ -50,7 +50,7 @@ def treatment_of(layer: str, exempt_blocks: Collection[int] = ()) -> Treatment:
 
 
 def treatment_in(part: str, layer: str, precision: str) -> Treatment:
-    """Return the treatment of a linear layer of any network.
+    """Return which tensors of a linear layer of any network are in FP8 if `precision` is selected.
 
     Args:
         part: The network's name in the Diffusers layout, such as `transformer`.

@@ -32,7 +32,7 @@ def transformer_rows(rows: Sequence[DenoiseRow]) -> list[TransformerRow]:
 def skipping_rows(rows: Sequence[DenoiseRow]) -> dict[Layers, list[TransformerRow]]:
     """Return the transformer rows to evaluate without some layers, by the layers to skip.
 
-    Each row with skip-layer guidance has one: its positive prompt.
+    Each image with skip-layer guidance needs one such row, with its positive prompt.
     """
     by_layers: dict[Layers, list[TransformerRow]] = {}
     for row in rows:
@@ -49,13 +49,13 @@ def guided_velocities(
     """Combine the transformer's velocities into one guided velocity per row.
 
     Let `c` and `u` be the velocities for the positive and the negative prompt. The result is `u + guidance * (c - u)`,
-    or `c` if the row has no negative prompt. If the row skips layers, `scale * (c - s)` is added, where `s` is the
-    velocity without these layers. The order of operations is the same as in Diffusers.
+    or `c` if the row has no negative prompt. Skip-layer guidance adds `scale * (c - s)`, where `s` is the velocity
+    without the skipped layers. The order of operations is the same as in Diffusers.
 
     Args:
         rows: The rows of the batch.
-        velocities: The transformer's outputs for `transformer_rows(rows)`.
-        skipping: The transformer's outputs for `skipping_rows(rows)`.
+        velocities: The transformer's outputs for `transformer_rows(rows)`, in this order.
+        skipping: The transformer's outputs for `skipping_rows(rows)`, by the same keys.
     """
     positives, negatives = velocities[-len(rows) :], iter(velocities[: -len(rows)])
     without_layers = {layers: iter(outputs) for layers, outputs in skipping.items()}

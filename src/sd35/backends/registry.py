@@ -12,7 +12,7 @@ from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
 
-_PACKAGES = (  # in order of preference, for settings that name no backend
+_PACKAGES = (  # in order of preference, which decides if no setting names a backend
     "sd35.backends.onnx",
     "sd35.backends.openvino",
     "sd35.backends.diffusers",
@@ -20,7 +20,7 @@ _PACKAGES = (  # in order of preference, for settings that name no backend
 )
 _SPECS: tuple[BackendSpec, ...] = tuple(import_module(f"{package}.spec").SPEC for package in _PACKAGES)
 BACKENDS: dict[str, BackendSpec] = {spec.name: spec for spec in _SPECS}
-"""The backends by name. Add a spec here to register a backend from another package."""
+"""The backends by name. Code outside this package can register its own backend by adding a spec to this dict."""
 
 
 def check_available(name: str, setting: str = "backend") -> None:
@@ -43,7 +43,10 @@ def check_available(name: str, setting: str = "backend") -> None:
 
 
 def backend_module(name: str) -> ModuleType:
-    """Import a backend's module. Raises the errors of `check_available`."""
+    """Import a backend's module.
+
+    Raises the errors of `check_available`, and InvalidSetting if an environment variable would make the import fail.
+    """
     check_available(name)
     with BACKENDS[name].importing():
         return import_module(BACKENDS[name].module)

@@ -67,12 +67,13 @@ class BackendSpec:
         devices: The abilities of the backend, by kind of device.
         check: Called if the packages in `needs` are installed. Raises BackendUnavailable if the backend cannot run on
             this machine for another reason.
-        importing: Returns a context manager around the import of `module`. It may raise InvalidSetting.
+        importing: Returns a context manager for the import of `module`, for example one that silences warnings.
+            Entering it may raise InvalidSetting.
         needs_graphs: Whether the backend can only read ONNX graphs.
         can_tile: Whether the backend can decode large images in tiles.
         can_torch_compile: Whether the backend supports the setting `torch_compile`.
-        casts_in_place: Whether casting weights to another precision needs no copy of their file in memory.
-        widens_fp8: Whether layers with FP8 weights are copied to wider formats while they multiply.
+        casts_in_place: Whether weights are cast to another precision without their whole file in memory.
+        widens_fp8: Whether a layer's FP8 weights are copied to wider formats while the layer multiplies.
         loads_as: The format of all weights and activations, if it is the same for every precision. Otherwise None.
         extra_bytes: Returns the memory that a network takes in addition to its weights, in bytes. The arguments are the
             network's name, the network, and the precision.

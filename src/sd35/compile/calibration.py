@@ -67,7 +67,7 @@ def _largest_inputs(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]
     largest: dict[str, Tensor] = {}
 
     def add_hook(name: str, layer: nn.Linear) -> torch.utils.hooks.RemovableHandle:
-        """Call `record` before each call of the layer."""
+        """Call `record` before each call of the layer. Return the handle that removes this hook."""
 
         def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             magnitude = inputs[0].detach().abs().amax().float()
@@ -120,7 +120,7 @@ def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
 
 @contextmanager
 def _computing_in_fp8(name: str, layer: nn.Linear, largest_inputs: Mapping[str, float]) -> Iterator[None]:
-    """Inside the `with` block, make a layer compute as in FP8: round its weights and, as its treatment says, inputs."""
+    """Inside the `with` block, make a layer compute as in FP8: round its weights, and its inputs if they are in FP8."""
     weight = layer.weight
     rounded = to_fp8_and_back(weight, scale_of(float(weight.abs().max())))
     layer.weight = nn.Parameter(rounded, requires_grad=False)

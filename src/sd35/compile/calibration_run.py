@@ -49,7 +49,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """The result of a calibration.
+    """The result of `run_calibration`, which all later parts of an FP8 build use.
 
     Attributes:
         largest_inputs: The largest input magnitude by layer.
@@ -69,8 +69,11 @@ def run_calibration(
 ) -> CalibrationResult:
     """Calibrate and store the result in `folder`, or read it from there if it was built with the same key.
 
-    Raises BackendUnavailable without PyTorch, CheckpointError if the checkpoint cannot be loaded, BuildFailed if the
-    folder cannot be written.
+    Raises:
+        InvalidSetting: The `diffusers` backend does not support the device.
+        BackendUnavailable: PyTorch or the device is missing.
+        CheckpointError: The checkpoint cannot be loaded.
+        BuildFailed: The folder cannot be written.
     """
     build(folder, {**key, "ranked": request.with_sensitivity}, partial(_calibrate, checkpoint, request, stages))
     calibration = json.loads((folder / _CALIBRATION).read_text(encoding="utf-8"))

@@ -49,17 +49,17 @@ class EngineShapes:
 
 
 def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
-    """Return what engines are built for: the architectures `gpus`, or by default those of this machine's GPUs.
+    """Return the targets to build for: the GPU architectures `gpus`, or by default those of this machine's GPUs.
 
     Raises InvalidSetting if this machine cannot build for an architecture.
     """
     local, supported = gpu_architectures(), known_architectures(flavour)
     requested = list(dict.fromkeys(gpus or local))
+    allowed = f"{flavour.name} {flavour.version} allows: {', '.join(supported or local) or 'only GPUs in this machine'}"
     if not requested:
-        raise InvalidSetting(f"--gpu: got none, and this machine has no GPU; allowed: {', '.join(supported) or 'none'}")
+        raise InvalidSetting(f"--gpu: got none, and this machine has no GPU; {allowed}")
     if unsupported := [gpu for gpu in requested if gpu not in (supported or local)]:
-        allowed = ", ".join(supported or local) or "none, as this machine has no GPU"
-        raise InvalidSetting(f"--gpu: got {', '.join(unsupported)}; {flavour.name} {flavour.version} allows: {allowed}")
+        raise InvalidSetting(f"--gpu: got {', '.join(unsupported)}; {allowed}")
     return [Target(flavour.name, flavour.version, gpu) for gpu in requested]
 
 
@@ -83,12 +83,13 @@ class EngineBuilder:
         parser = trt.OnnxParser(network, self._flavour.log)
         if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are relative to the path
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            reasons = "; ".join(f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors)
-            raise BuildFailed(f"{path}: {self._flavour.name} {self._flavour.version} cannot read it: {reasons}")
+            reasons = ", ".join(f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors)
+            library = f"{self._flavour.name} {self._flavour.version}"
+            raise BuildFailed(f"{path}: {library} cannot read it ({reasons}); try a newer version of this library")
         return network, parser
 
     def profiles(self, part: str) -> list[Shapes]:
-        """Return the shapes of a network's inputs for each size bucket. Text encoders have only one item."""
+        """Return the shapes of a network's inputs for each size bucket. For a text encoder, the list has one item."""
         interface, max_batch = self._interfaces[part], self.shapes.batch(part)
         batches = (1, min(TYPICAL_ROWS, max_batch), max_batch)
         if not self.shapes.buckets_text(part):
@@ -100,7 +101,7 @@ class EngineBuilder:
         """Build and serialise an engine. Raises the errors of `network`, and BuildFailed if the build fails."""
         network, parser = self.network(part)
         config = self._builder.create_builder_config()
-        trt = self._flavour.trt
+        trt, path = self._flavour.trt, self.graphs.path(part)
         if self._flavour.is_rtx:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, target.gpu.upper()), 0)
@@ -109,14 +110,15 @@ class EngineBuilder:
         profiles = [self._profile(shapes) for shapes in self.profiles(part)]
         for profile in profiles:
             if config.add_optimization_profile(profile) < 0:
-                sizes, errors = self.shapes.buckets_text(part), self._flavour.log.take_errors()
-                raise BuildFailed(f"{self.graphs.path(part)}: TensorRT rejects the sizes {sizes} of --shapes: {errors}")
+                errors, largest = self._flavour.log.take_errors(), self.shapes.batch(part)
+                inputs = f"the sizes {text_of(self.shapes.buckets)} in batches of up to {largest}"
+                raise BuildFailed(f"{path}: TensorRT rejects {inputs} ({errors}); choose other --shapes or --rows")
         engine = self._builder.build_serialized_network(network, config)
         del parser  # kept until here, because the network refers to it
         if engine is None:
-            errors = self._flavour.log.take_errors()
-            reason = errors or "it gave no reason"
-            raise BuildFailed(f"{self.graphs.path(part)}: TensorRT cannot build the engine for {target}: {reason}")
+            reason = self._flavour.log.take_errors() or "it gave no reason"
+            remedy = "if memory is short, choose smaller --shapes or --rows"
+            raise BuildFailed(f"{path}: TensorRT cannot build the engine for {target} ({reason}); {remedy}")
         return engine
 
     def _profile(self, shapes: Shapes) -> Profile:

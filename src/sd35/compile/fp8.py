@@ -33,7 +33,7 @@ class Report:
     Attributes:
         exempt_blocks: The indices of the blocks that stay in BF16.
         sizes: The sizes of the graph's weights.
-        quality: How close its images are to the reference images.
+        quality: How close the transformer's images are to the reference images.
         sensitivity: The layers and the error that FP8 adds in each, the largest first. Empty if not measured.
         largest_inputs: The largest input magnitude of each layer with FP8 weights, from the calibration.
     """
@@ -63,8 +63,10 @@ def build_fp8(
 
     With `reuse_existing`, an existing FP8 transformer is kept even if it was calibrated with other parameters.
 
-    Raises BuildFailed if the images differ too much from the reference images (then nothing is stored),
-    BackendUnavailable without PyTorch, CheckpointError.
+    Raises:
+        BuildFailed: The images differ too much from the reference images, or too few weights are in FP8. Then the
+            transformer is not stored. Or the cache cannot be written.
+        InvalidSetting, BackendUnavailable, CheckpointError: As in `run_calibration`.
     """
     key = dict(graph_key(checkpoint, "transformer", "fp8"))
     if reuse_existing and is_built(graphs.path("transformer").parent, key):
@@ -130,9 +132,6 @@ def _failure_message(name: str, qualities: Sequence[Quality], sizes: Sizes) -> s
         f" {MIN_MEAN_DB:.0f}. With the first and the last block in BF16, it is {inner_blocks.mean_db:.1f} dB"
     )
     if inner_blocks.is_sufficient:
-        share = sizes.products_fp8_share
-        message += (
-            f", but then only {share:.0%} of the attention and feed-forward weights are in FP8, below the minimum of"
-            f" {MIN_FP8_SHARE:.0%}"
-        )
+        in_fp8 = f"only {sizes.products_fp8_share:.0%} of the attention and feed-forward weights are in FP8"
+        message += f", but then {in_fp8}, below the minimum of {MIN_FP8_SHARE:.0%}"
     return f"{message}. Use --precision bf16 instead"

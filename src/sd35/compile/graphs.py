@@ -37,7 +37,7 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
 
 
 def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages) -> ir.Model:
-    """Load the transformer's BF16 graph, and build it first if it is missing. Raises CheckpointError, BuildFailed."""
+    """Load the transformer's BF16 graph, and build it first if it is missing. Raises the errors of `build_graphs`."""
     graphs = OfficialGraphs(directory, "bf16")
     graph = next(graph for graph in graphs_of(checkpoint) if graph.part == "transformer")
     _build_graph(checkpoint, graph, graphs, stages)

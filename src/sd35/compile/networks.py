@@ -90,7 +90,10 @@ def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
 
 
 def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:
-    """Export a network without optimisation. Each parameter becomes an ONNX initializer with the parameter's name."""
+    """Export a network with inputs in `dtype`, without optimisation.
+
+    Each parameter becomes an ONNX initializer with the parameter's name.
+    """
     examples = tuple(_example(name, dimensions, dtype) for name, dimensions in graph.inputs.items())
     dynamic = {
         name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}

@@ -96,7 +96,7 @@ def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -
     """Replace each float32 weight of an exported graph by the tensor in its file and a cast to float32.
 
     `stored` has the tensors in files by their names in the graph. The runtime computes the casts once, when it loads
-    the graph. Raises CheckpointError if the values of a weight differ from those in the file.
+    the graph. Raises CheckpointError if the files lack a weight, or contain other values of it.
     """
     graph = model.graph
     casts = []
@@ -107,7 +107,8 @@ def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -
         assert value.const_value is not None
         if tensor is None or not np.array_equal(tensor.numpy().astype(np.float32), value.const_value.numpy()):
             raise CheckpointError(
-                f"the weight {value.name} differs from the one in the safetensors files, so no graph can refer to them"
+                f"the safetensors files do not contain the values of {value.name}, so no graph can refer to them; build"
+                " graphs with their own weights instead: sd35 compile --precision fp32 --checkpoint DIRECTORY"
             )
         del graph.initializers[str(value.name)]
         weight = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

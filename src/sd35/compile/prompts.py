@@ -43,7 +43,10 @@ _SMALL_MODEL_EVALUATION = (
 
 
 def calibration_prompts(checkpoint: Checkpoint) -> Sequence[str]:
-    """Return the calibration prompts. Small test models get prompts from their own training vocabulary."""
+    """Return the calibration prompts. Small test models get prompts from their own training vocabulary.
+
+    A small test model has `enlarges` in its card.
+    """
     return _SMALL_MODEL_CALIBRATION if checkpoint.card.enlarges else _CALIBRATION
 
 

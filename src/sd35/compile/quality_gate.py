@@ -11,7 +11,7 @@ from sd35.compile.stages import Advance
 from sd35.tensors import Array
 
 MIN_MEAN_DB = 25.0  # minimum of the mean PSNR over all images
-_FIRST_SEED = 1000  # no seed of the calibration, which begins at 0
+_FIRST_SEED = 1000  # so that the images differ from those of the calibration, with the seeds 0, 1, 2, ...
 
 
 @dataclass(frozen=True)

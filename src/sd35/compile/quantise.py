@@ -137,16 +137,17 @@ class Sizes:
 
 def sizes_of(model: ir.Model) -> Sizes:
     """Add up the sizes of the weights of a graph from `quantise`."""
-    total = total_values = fp8_values = products = fp8_products = 0
+    total_bytes = total_values = fp8_values = products = fp8_products = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or not value.uses() or tensor.dtype not in {_FP8, ir.DataType.BFLOAT16}:
             continue
-        total, total_values = total + tensor.nbytes, total_values + tensor.size
+        total_bytes, total_values = total_bytes + tensor.nbytes, total_values + tensor.size
         fp8_name = _FROM_FP8.fullmatch(str(value.name))
         layer = fp8_name[1] if fp8_name else str(value.name).removesuffix(".weight")
         is_product = treatment_of(layer) is Treatment.FP8 and len(tensor.shape) == 2
         fp8_values += tensor.size if fp8_name else 0
         products += tensor.size if is_product else 0
         fp8_products += tensor.size if is_product and fp8_name else 0
-    return Sizes(total, 2 * total_values, fp8_values, 2 * fp8_values, fp8_products / max(1, products))
+    # A value takes two bytes in BF16 and one in FP8.
+    return Sizes(total_bytes, 2 * total_values, fp8_values, 2 * fp8_values, fp8_products / max(1, products))

@@ -55,7 +55,8 @@ def _joint_attention(
     """Compute joint attention with ONNX Runtime's operator, which splits and joins the heads without transposes.
 
     `hidden_states` are the image's tokens `[R, S, width]`. `encoder_hidden_states` are the text's tokens
-    `[R, T, width]`, or None in a block's second attention, which is for the image only.
+    `[R, T, width]`, or None in a block's second attention, which is for the image only. Returns the image's new tokens,
+    and the text's unless they are None.
     """
     layers: Any = attention
 
@@ -87,9 +88,10 @@ def _joint_attention(
 
 
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
-    """Divide by the root mean square. ONNX Runtime can fuse this, but not the multiplication by 1 / root of Diffusers.
+    """Divide by the root mean square, and multiply by the weight.
 
-    Computes in float32 for inputs of any type, as Diffusers does.
+    Diffusers multiplies by 1 / root instead, which ONNX Runtime cannot fuse. Computes in float32 for inputs of any
+    type, as Diffusers does.
     """
     wide = values.float()
     return (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)).to(values.dtype) * norm.weight

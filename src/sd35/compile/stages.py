@@ -11,7 +11,7 @@ class Stages:
     """Times the stages of a compilation, and reports their progress.
 
     Attributes:
-        seconds: The duration of each stage by name. Stages of the same name are added up.
+        seconds: The duration of each stage by name. Durations of stages with the same name are added up.
 
     Args:
         on_progress: Called with a stage's name, the number of finished steps, and the total.

@@ -108,7 +108,7 @@ def _parts(architecture: Architecture) -> Iterator[_Part]:
 
 
 def _create_temporary(directory: Path, weights_bytes: int) -> Path:
-    """Check `--output` and the free space, and create the directory that becomes the final one when it is complete."""
+    """Check `--output` and the free space. Create and return the directory that is renamed when it is complete."""
     if directory.exists():
         raise InvalidSetting(f"--output: {directory} already exists; allowed: a new directory")
     if not directory.absolute().parent.is_dir():
@@ -137,14 +137,14 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, torch.Size], tag: str, dt
 
 
 def _weights(shapes: Mapping[str, torch.Size], numbers: Tensor) -> Iterator[Tensor]:
-    """Yield the float32 values of all tensors, in order. A tensor of more than `_BLOCK` values is several blocks."""
+    """Yield the float32 values of all tensors, in order. A matrix may be several blocks, which follow each other."""
     for index, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
             continue
         remaining = shape.numel()
         scale = (shape[0] / remaining) ** 0.5  # 1 / sqrt(inputs), for a variance of 1 / inputs
-        offset = index * 7919 % _BLOCK  # a prime, so that tensors begin at different values
+        offset = index * 7919 % _BLOCK  # 7919 is a prime, so tensors begin at different values
         while remaining:
             block = numbers[offset : offset + remaining]  # ends at the last number; the next block begins at 0
             yield block * scale

@@ -1,4 +1,4 @@
-"""The initial noise of an image, equal to the noise of PyTorch's CPU generator, without PyTorch.
+"""The initial noise of an image: the noise of PyTorch's CPU generator except for rounding, without PyTorch.
 
 A seed gives the same noise on every backend. Source: `normal_fill` in PyTorch's
 ATen/native/cpu/DistributionTemplates.h. It draws one MT19937 word per value and turns it into a uniform value. The
@@ -26,7 +26,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float32[Array, "*shape"]
     assert size >= _BLOCK, f"{shape} holds fewer than {_BLOCK} values"
     generator = np.random.RandomState(seed)  # MT19937
     noise = np.empty(size, np.float32)
-    whole = size - size % _BLOCK
+    whole = size - size % _BLOCK  # the number of values in whole blocks
     uniforms = _uniforms(generator, size)
     noise[:whole] = _box_muller(uniforms[:whole])
     if whole < size:  # like PyTorch, draw the last 16 values again, which overwrites a part of the last whole block

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sd35.backends.base import Backend, DenoiseRow, Skip
 from sd35.backends.diffusers import fp8
 from sd35.backends.diffusers.backend import DiffusersBackend, place
+from sd35.backends.diffusers.disk_offload import bytes_of, weights_of
 from sd35.backends.diffusers.fp8 import FP8_PRECISIONS, resolve_fp8, torchao_config
-from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
 from sd35.backends.diffusers.spec import SPEC
 from sd35.backends.fp8_layers import Treatment
 from sd35.backends.options import Offload, Options
@@ -201,8 +201,8 @@ def test_offloaded_networks_are_in_fp8(checkpoint: Checkpoint, precision: Precis
     for prompt in ("a cat", "a dog"):
         expected, found = (each.predict_velocity([row_of(each, 1, prompt)])[0] for each in (plain, offloaded))
         assert torch.equal(found, expected)
-    assert offloaded._cpu_offload is not None  # noqa: SLF001
-    assert offloaded._cpu_offload.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
+    assert offloaded._disk_offload is not None  # noqa: SLF001
+    assert offloaded._disk_offload.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
 
 
 @pytest.mark.parametrize("precision", ON_A_CPU)

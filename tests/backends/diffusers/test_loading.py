@@ -237,14 +237,14 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
             lambda path, _: write(path, {"unet.weight": torch.ones(2)}),
             "expected weights of SD3.5 .*, found unet.weight",
         ),
-        (_without, "found one without transformer_blocks.1.ff.net.0.proj.bias"),
+        (_without, "found one without parameters transformer_blocks.1.ff.net.0.proj.bias"),
         (_narrow, r"expected context_embedder.weight of shape \[128, 96\], found \[128, 32\]"),
         (_unscaled, "expected a scale for context_embedder.weight"),
         (
             lambda path, state: write(
                 path, {**state, "model.diffusion_model.joint_blocks.0.x_block.lora": torch.ones(1)}
             ),
-            "with joint_blocks.0.x_block.lora",
+            "with unknown parameters joint_blocks.0.x_block.lora",
         ),
     ],
 )
@@ -270,7 +270,7 @@ def test_incompatible_files_are_refused(medium: Path, tmp_path: Path):
         open_backend("diffusers", open_checkpoint(str(medium), None, [wrong_width]), Options(device="cpu"))
     with pytest.raises(InvalidSetting, match="weights: allowed only with one checkpoint; got 2"):
         open_checkpoints(load_settings({"checkpoints": ("sd35-mini", str(medium)), "weights": (str(one),)}))
-    with pytest.raises(InvalidSetting, match="the onnx backend reads graphs"):
+    with pytest.raises(InvalidSetting, match="'onnx', which reads graphs and not the weight files"):
         open_backend("onnx", open_checkpoint("sd35-mini", None, [one]), Options())
 
 

@@ -224,7 +224,7 @@ def make_unsupported(model: onnx.ModelProto) -> None:
         (f"vae/{FILE}", edited(make_fp16), "found FLOAT16 [B, 16, H, W]"),
         (f"vae/{FILE}", edited(shorten), "expected 165888 bytes, found 165887"),
         (f"vae/{FILE}", edited(make_unsupported), "cannot be loaded"),
-        (BF16, edited(escape), "expected a file next to the graph, found '../secret'"),
+        (BF16, edited(escape), "expected the name of a file next to the graph, found '../secret'"),
     ],
 )  # fmt: skip
 def test_an_invalid_graph_is_refused(copy: Path, file: str, damage: Callable[[Path], None], why: str) -> None:

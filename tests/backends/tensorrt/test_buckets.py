@@ -60,5 +60,5 @@ def test_by_default_there_are_buckets_for_the_default_size_and_for_all_sizes() -
 @pytest.mark.parametrize("text", ["big", "1024", "1000x1024", "128x128", "1024x2048", "1024x1024..512x512", "8x8..9x9"])
 def test_an_invalid_bucket_is_refused(text: str) -> None:
     """The error has the text and the allowed sizes."""
-    with pytest.raises(InvalidSetting, match=f"shapes: got '{text}'; allowed: sides of 256 to 1440 px"):
+    with pytest.raises(InvalidSetting, match=f"--shapes: got '{text}'; allowed: sides of 256 to 1440 px"):
         buckets_of(text, CARD)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.cuda_memory import CudaMemory
+from sd35.backends.diffusers.disk_offload import DiskOffload, WorkingMemory, bytes_of, weights_of
 from sd35.backends.diffusers.fp8 import COMPUTE_DTYPE, FP8_PRECISIONS, load_in_fp8, resolve_fp8
 from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
-from sd35.backends.diffusers.sequential_offload import SequentialOffload, WorkingMemory, bytes_of, weights_of
 from sd35.backends.diffusers.spec import SPEC
 from sd35.backends.diffusers.torch_compile import compile_blocks
 from sd35.backends.guidance import (
@@ -113,16 +113,16 @@ class DiffusersBackend:
         load: Load = partial(load_in_fp8, precision) if precision in FP8_PRECISIONS else load_network
         if self.is_tiled:
             load = partial(_load_tiled, load)
-        self._cpu_offload = (
-            _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
+        self._disk_offload = (
+            _create_disk_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         )
         began_s = time.perf_counter()
-        lazy_networks = self._cpu_offload.lazy_networks if self._cpu_offload else {}
+        lazy_networks = self._disk_offload.lazy_networks if self._disk_offload else {}
         self._pipeline = load_pipeline(checkpoint, self._dtype, without=lazy_networks, load=load)
         for name, lazy_network in lazy_networks.items():
             setattr(self._pipeline, name, lazy_network)
         read_s = time.perf_counter()
-        if not self._cpu_offload:
+        if not self._disk_offload:
             place(self._pipeline, device, options.offload)
         placed_s = time.perf_counter()
         self.startup_s = {"read": read_s - began_s, "place": placed_s - read_s}
@@ -157,8 +157,8 @@ class DiffusersBackend:
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._text_tokens,
             )
-            if self._cpu_offload and self._offload == "encoders":
-                self._cpu_offload.free()
+            if self._disk_offload and self._offload == "encoders":
+                self._disk_offload.free()
         tokens, pooled = tokens.to(self._device), pooled.to(self._device)
         # Clones, because an embedding in the cache would otherwise keep the tensors of the whole batch in memory.
         return [
@@ -201,8 +201,8 @@ class DiffusersBackend:
 
     def _on_demand_bytes(self) -> int:
         """Return the size of the weights that are loaded now but not all the time, because of the offload."""
-        if self._cpu_offload:
-            return self._cpu_offload.held_bytes
+        if self._disk_offload:
+            return self._disk_offload.held_bytes
         if self._device.type == "cpu" or self._offload != "model":
             return 0
         networks = [getattr(self._pipeline, name) for name in NETWORKS]
@@ -240,22 +240,23 @@ def _check_layers(checkpoint: Checkpoint) -> None:
         last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
         if last >= count:
             raise CheckpointError(
-                f"{checkpoint.name}: skip_layers in the card (sd35.json) contains {last}; allowed: 0 to {count - 1}"
+                f"{checkpoint.name}: skip_layers in the card (sd35.json or the registry) contains {last}; allowed: 0 to"
+                f" {count - 1}"
             )
 
 
-def _sequential_offload(
+def _create_disk_offload(
     checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load
-) -> SequentialOffload | None:
-    """Return the offload for a CPU: of the text encoders or of all networks. None if all networks stay in memory."""
+) -> DiskOffload | None:
+    """Return the offload of the text encoders or of all networks on a CPU. None if all networks stay in memory."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
-    return SequentialOffload(names, lambda name: load(checkpoint, name, dtype), dtype) if names else None
+    return DiskOffload(names, lambda name: load(checkpoint, name, dtype), dtype) if names else None
 
 
 def _load_tiled(load: Load, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> nn.Module:
     """Load a network. If it is the autoencoder, let it decode images larger than `TILE_PX` in tiles.
 
-    By default, tiles in Diffusers are as large as the images that the autoencoder was trained on.
+    Sets the size of the tiles: by default, they are as large as the images that the autoencoder was trained on.
     """
     network: Any = load(checkpoint, name, dtype)
     if name == "vae":
@@ -265,7 +266,10 @@ def _load_tiled(load: Load, checkpoint: Checkpoint, name: str, dtype: torch.dtyp
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
-    """Move the weights to the device, or add hooks that move each network or layer there when it is called."""
+    """Move the weights to the device, or add hooks that move each network or layer there when it is called.
+
+    With the offload "encoders", the text encoders stay on the CPU.
+    """
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

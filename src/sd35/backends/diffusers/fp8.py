@@ -91,7 +91,7 @@ def torchao_config(precision: str, treatment: Treatment, shape: torch.Size) -> "
 
 
 def _quantised(weight: Tensor, config: "AOBaseConfig") -> Tensor:
-    """Quantise a weight inside a temporary layer, because torchao only quantises layers."""
+    """Return a weight in torchao's FP8 format. Puts it in a temporary layer, because torchao only quantises layers."""
     from torchao.quantization import quantize_
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

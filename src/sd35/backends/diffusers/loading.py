@@ -170,15 +170,15 @@ def _check_names(checkpoint: Checkpoint, part: str, network: nn.Module, weights:
     file = next(iter(weights.values())).stored.file if weights else checkpoint.directory / part
     raise CheckpointError(
         f"{file}: expected the {part} that {checkpoint.directory / part / 'config.json'} describes, found one"
-        f" {_phrase('without', missing)}{' and ' if missing and unknown else ''}{_phrase('with', unknown)}; use weights"
-        " and configuration of the same model"
+        f" {_phrase('without parameters', missing)}{' and ' if missing and unknown else ''}"
+        f"{_phrase('with unknown parameters', unknown)}; use weights and configuration of the same model"
     )
 
 
-def _phrase(preposition: str, names: list[str]) -> str:
-    """Return a phrase with up to three names, such as "without a, b, c and 2 more". Empty if there are no names."""
+def _phrase(start: str, names: list[str]) -> str:
+    """Return `start` and up to three names, such as "without parameters a, b, c and 2 more". Empty without names."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{preposition} {shown}" if names else ""
+    return f"{start} {shown}" if names else ""
 
 
 def _read_parameter(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: MappedFiles) -> Tensor:
@@ -205,7 +205,10 @@ def _read_parameter(name: str, weight: Weight, shape: torch.Size, dtype: torch.d
 
 
 def _own_part(value: Tensor, weight: Weight) -> Tensor:
-    """Return the parameter's rows of a tensor that several parameters share, such as q, k and v."""
+    """Return the parameter's rows of a tensor that several parameters share, such as q, k and v.
+
+    Raises CheckpointError if the rows do not divide evenly.
+    """
     if len(value) % weight.of:
         raise CheckpointError(
             f"{weight.stored.file}: expected a tensor that divides into {weight.of} equal parts, found shape"

@@ -38,9 +38,8 @@ def compile_blocks(transformer: nn.Module, checkpoint: Checkpoint, device: torch
             _call_with_zeros(transformer, checkpoint, rows, device, dtype)
     except TorchDynamoException as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        raise BackendUnavailable(
-            "diffusers", f"torch.compile failed: {reason}", "Install a C++ compiler, or omit --torch-compile."
-        ) from error
+        remedy = "Install a C++ compiler (on CUDA, also Triton) if it is missing. Otherwise leave out --torch-compile."
+        raise BackendUnavailable("diffusers", f"torch.compile failed: {reason}", remedy) from error
 
 
 @torch.no_grad()

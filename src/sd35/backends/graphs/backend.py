@@ -25,13 +25,13 @@ from sd35.tensors import LATENT_PX, Array
 def check_weights(name: str, checkpoint: Checkpoint) -> None:
     """Raise InvalidSetting if a checkpoint has separate weight files, which graphs do not read.
 
-    `name` is the name of the backend, for the error.
+    `name` is the name of the backend, for the error. The files come from --weights, or from --checkpoint with a file.
     """
     if checkpoint.files:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
-            f"weights: got {files}; the {name} backend reads graphs, which use the checkpoint's own weight files. Leave"
-            " out --weights, or use --backend diffusers"
+            f"backend: got {name!r}, which reads graphs and not the weight files {files}; use --backend diffusers, or"
+            " open the checkpoint without these files"
         )
 
 
@@ -140,11 +140,14 @@ class GraphBackend:
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the card allows sizes beyond the position table. A graph would compute wrong images."""
+    """Raise CheckpointError if the card allows larger images than the transformer's position table.
+
+    A graph would generate wrong images of these sizes.
+    """
     transformer = checkpoint.config("transformer")
     max_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
     if checkpoint.card.side_px[1] > max_px:
         raise CheckpointError(
-            f"{checkpoint.name}: side_px in the card (sd35.json) allows sides up to {checkpoint.card.side_px[1]} px;"
-            f" lower it to the transformer's maximum of {max_px} px"
+            f"{checkpoint.name}: the card allows sides up to {checkpoint.card.side_px[1]} px, but the transformer only"
+            f" {max_px} px; lower side_px in sd35.json, or in the checkpoint's entry of the registry"
         )

@@ -12,9 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}  # attributes of operators that name a number format
-# ModelOpt's exporter writes the first names. ONNX's own operators, the second, are equivalent with a zero point in FP8.
+# Operators that NVIDIA's ModelOpt exports, and ONNX's own operators, which compute the same with a zero point in FP8.
 _TENSORRT_OPERATORS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
-_ZERO_POINT = "zero in FP8"
+_ZERO_POINT = "zero in FP8"  # the name of the constant in a graph
 FP8_OPSET = 19  # the first version of ONNX's operators that supports FP8
 
 

@@ -1,5 +1,7 @@
 """The inputs and outputs of graphs in NVIDIA's layout, and how to fit a graph to them. Needs `onnx`.
 
+A part is a network's name in the Diffusers layout, such as "text_encoder" or "vae".
+
 Source: the exporter of NVIDIA's graphs, `demo/Diffusion` of github.com/NVIDIA/TensorRT, see
 docs/benchmarks/history/backends.md. The graphs of `sd35 compile` have the same inputs and outputs.
 """
@@ -50,8 +52,9 @@ class Interface:
 def fitted_graph(graphs: OfficialGraphs, part: str, interface: Interface) -> tuple[onnx.ModelProto, Path]:
     """Read a part's graph and fit it to an interface. Return the graph, and the folder that contains its weights.
 
-    Does not read weights in separate files. Raises CheckpointError if the graph or a weight is missing or damaged, if
-    the graph belongs to another part, or if an FP8 graph has no FP8 or another graph has FP8.
+    Does not read weights in separate files. Raises CheckpointError if the graph or a weight is missing or damaged, or
+    if the graph belongs to another part. Also raises it if a transformer that should be in FP8 has no FP8 or an ONNX
+    version without FP8, and if any other graph has FP8.
     """
     path = graphs.path(part)
     model = _read_graph(path)
@@ -83,7 +86,7 @@ def _read_graph(path: Path) -> onnx.ModelProto:
 
 
 def graph_tensors(checkpoint: Checkpoint) -> dict[str, GraphTensors]:
-    """Return the inputs and outputs of each part's graph. Parts are in the order of their use.
+    """Return the inputs and outputs of the five graphs, by part and in the order of their use.
 
     Dimensions: B is the number of prompts or images, R is the number of transformer rows, T is the number of text
     tokens, and h and w are the height and width of a latent.
@@ -117,7 +120,7 @@ def graph_tensors(checkpoint: Checkpoint) -> dict[str, GraphTensors]:
 
 
 def interfaces_of(checkpoint: Checkpoint) -> dict[str, Interface]:
-    """Return the interface of each part's graph for the checkpoint's number of text tokens."""
+    """Return the interfaces of the five graphs, by part, for the checkpoint's number of text tokens."""
     sizes, t5_length = checkpoint.config("transformer"), checkpoint.card.max_sequence_length
     text_length = t5_length + checkpoint.config("text_encoder")["max_position_embeddings"]  # CLIP's tokens, then T5's
     width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
@@ -152,6 +155,7 @@ def _fit_to_interface(path: Path, graph: onnx.GraphProto, interface: Interface) 
         raise _unexpected(path, f"inputs ({', '.join(interface.inputs)})", f"({', '.join(inputs)})")
     inner = {name for node in graph.node for name in node.output}
     outputs = {value.name: value for value in graph.output}
+    # A new output needs a number format: take that of the first output.
     kind = next((value.type.tensor_type.elem_type for value in outputs.values()), TensorProto.FLOAT)
     for name in interface.outputs.keys() - outputs.keys():
         if name not in inner:
@@ -225,7 +229,7 @@ def find_weights(path: Path, model: onnx.ModelProto) -> Path:
             found = f"{len(weight.raw_data)} bytes"
             raise _unexpected(f"{path}: weight {weight.name}", f"{needed_bytes} bytes", found)
     if len(folders) > 1:
-        raise _unexpected(path, "graph and weights in one folder", ", ".join(map(str, folders)))
+        raise _unexpected(path, "graph and weights in one folder", f"them in {', '.join(map(str, folders))}")
     return folders.pop()
 
 
@@ -234,7 +238,7 @@ def _weight_file(path: Path, weight: onnx.TensorProto, needed_bytes: int) -> Pat
     where = {entry.key: entry.value for entry in weight.external_data}
     name = where.get("location", "")
     if not name or PurePosixPath(name).name != name:  # a path to another folder
-        raise _unexpected(f"{path}: weight {weight.name}", "a file next to the graph", repr(name))
+        raise _unexpected(f"{path}: weight {weight.name}", "the name of a file next to the graph", repr(name))
     begin, length = (int(where.get(key) or 0) for key in ("offset", "length"))
     file = path.with_name(name)
     if not file.is_file():

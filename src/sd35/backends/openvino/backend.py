@@ -122,7 +122,7 @@ class _GraphOpener:
 
 
 class _Graph:
-    """A graph compiled for any shape, and optionally for fixed shapes, which makes small steps a fifth faster.
+    """A graph compiled for any shape, and optionally also for fixed shapes, which makes small models a fifth faster.
 
     `shapes` are the shapes of the inputs, by name, that the graph `fixed_shape` was compiled for.
     """

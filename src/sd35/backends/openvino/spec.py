@@ -7,7 +7,7 @@ _MAX_VALUES_COMPILED_TWICE = 50_000_000
 
 
 def is_compiled_twice(name: str, values: int) -> bool:
-    """Return whether a network with `values` parameters is compiled for any shape, and again for one image's shape.
+    """Return whether a network with `values` parameters is compiled twice: for any shape, and for one image's shape.
 
     This makes steps of a small transformer faster. Steps of a large one take so long that it would not matter.
     """

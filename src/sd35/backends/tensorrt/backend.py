@@ -60,7 +60,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
 
     Raises:
         InvalidSetting: The precision or the device is not supported.
-        BackendUnavailable: The GPU is missing, or TensorRT does not support it.
+        BackendUnavailable: TensorRT or the GPU is missing, or TensorRT does not support the GPU.
         NotCompiled: An engine is not built.
         CheckpointError: An engine cannot be loaded.
     """
@@ -69,11 +69,9 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
     flavour = find_flavour()
     gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
     if (known := known_architectures(flavour)) and gpu not in known:
-        raise BackendUnavailable(
-            "tensorrt",
-            f"{flavour.name} {flavour.version} supports {', '.join(known)}; the GPU is {gpu}",
-            "Install NVIDIA's standard TensorRT: pip install tensorrt.",
-        )
+        reason = f"{flavour.name} {flavour.version} supports {', '.join(known)}; the GPU is {gpu}"
+        remedy = "If standard TensorRT supports it, run `pip install tensorrt`. Otherwise choose another --backend."
+        raise BackendUnavailable("tensorrt", reason, remedy)
     target = Target(flavour.name, flavour.version, gpu)
     built = compiled_engines(options.cache_dir, checkpoint, GRAPH_PRECISIONS[precision], target)
     from sd35.backends.tensorrt.runtime import EngineNetworks
@@ -160,7 +158,7 @@ class TensorRtBackend:
         return decoded
 
     def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
-        """Yield one embedding per prompt, composed like in Diffusers' `encode_prompt`; see `TextEmbedding`."""
+        """Yield one embedding per prompt, composed as in Diffusers' `encode_prompt`; see `TextEmbedding`."""
         ids = self._tokenizers.encode(prompts)
         clip_l = self._run_encoder("text_encoder", ids.clip_l)
         clip_g = self._run_encoder("text_encoder_2", ids.clip_g)
@@ -184,7 +182,7 @@ class TensorRtBackend:
 
 
 def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    """Return the items in order, in chunks of at most `size`."""
+    """Return chunks of at most `size` items, in order."""
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
@@ -219,6 +217,6 @@ def _resolve_device(name: str) -> torch.device:
         elif not count:
             remedy = "Update NVIDIA's driver to the version that this PyTorch needs, or choose another --backend."
         else:
-            remedy = f"Choose a --device from cuda:0 to cuda:{count - 1}."
+            remedy = f"Choose one of these with --device: {', '.join(f'cuda:{each}' for each in range(count))}."
         raise BackendUnavailable("tensorrt", reason, remedy)
     return torch.device("cuda", number)

@@ -93,8 +93,8 @@ def _parse_bucket(text: str, card: Card) -> Bucket:
         if is_ordered and all(low <= side <= high and not side % SIZE_MULTIPLE_PX for side in (*smallest, *largest)):
             return _optimised_for((card.width, card.height), smallest, largest)
     raise InvalidSetting(
-        f"shapes: got {text!r}; allowed: sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}, such as"
-        " 1024x1024 or, for a range, 512x512..1024x1024"
+        f"--shapes: got {text!r}; allowed: sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}, such as"
+        f" {high}x{high} or, for a range of sizes from small to large, {low}x{low}..{high}x{high}"
     )
 
 

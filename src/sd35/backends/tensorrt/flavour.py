@@ -126,7 +126,10 @@ def check() -> None:
 
 
 def known_architectures(flavour: Flavour) -> Sequence[str]:
-    """Return the architectures that a flavour can build for without their GPU. Empty for the standard TensorRT."""
+    """Return the GPU architectures that TensorRT-RTX supports, such as "sm89".
+
+    Empty for standard TensorRT, which does not list them and builds only for the GPU of this machine.
+    """
     if not flavour.is_rtx:
         return ()
     return [name.lower() for name in flavour.trt.ComputeCapability.__members__ if name.startswith("SM")]

@@ -42,7 +42,7 @@ class EngineNetworks:
         device: torch.device,
         memory: Memory | None,
     ) -> None:
-        """Load the engines, which `built` has by part.
+        """Load the engines in `built`, which are named by part: "transformer", "vae" and so on.
 
         If `memory` is given, weights that do not fit in it are streamed from the host. Raises CheckpointError if an
         engine cannot be loaded.
@@ -67,7 +67,10 @@ class EngineNetworks:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock and switch to the engines' stream, in order with the work on the caller's stream."""
+        """Hold the lock and switch to the engines' stream.
+
+        The engines' stream first waits for the caller's. Afterwards the caller's stream waits for the engines'.
+        """
         with self._lock, torch.cuda.device(self.device):
             caller_stream = torch.cuda.current_stream()
             self._stream.wait_stream(caller_stream)
@@ -93,7 +96,7 @@ class Workspace:
         """Increases when the address changes. CUDA graphs that were recorded before are then invalid."""
 
     def take(self, size_bytes: int) -> tuple[int, int]:
-        """Return the address and the size in bytes of at least `size_bytes`. Replaces the memory if it is too small."""
+        """Return the address and the size in bytes of the memory. First replaces it if it is below `size_bytes`."""
         if size_bytes > self._memory.numel():
             device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before the next allocation
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
@@ -115,7 +118,7 @@ def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> d
 
 @dataclass(eq=False)
 class _Call:
-    """A call of a network with certain input shapes.
+    """The buffers and the CUDA graph for all calls of a network with the same input shapes.
 
     Attributes:
         context: The execution context for the size bucket of the inputs.
@@ -198,7 +201,7 @@ class _Network:
             context.set_tensor_address(name, buffer.data_ptr())
 
     def _new_call(self, inputs: Mapping[str, Tensor]) -> _Call:
-        """Return a call for the shapes of `inputs`, with new buffers."""
+        """Return new buffers, and the context to run, for the shapes of `inputs`."""
         context = self._context(self._profile_of(inputs))
         buffers = {name: self._new_buffer(name, tuple(inputs[name].shape)) for name in self._inputs}
         for name, buffer in buffers.items():
@@ -263,8 +266,8 @@ def _load_engine(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engi
         engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:
         raise CheckpointError(
-            f"{built.file} cannot be loaded: {flavour.log.take_errors()}; build it again with: sd35 compile --target"
-            " tensorrt"
+            f"{built.file} cannot be loaded: {flavour.log.take_errors()}; delete {built.folder}, and build the engine"
+            " again with `sd35 compile --target tensorrt` and the same --checkpoint and --precision"
         )
     return engine
 

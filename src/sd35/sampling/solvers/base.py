@@ -39,7 +39,7 @@ class Solver(ABC):
         return self.step == len(self.sigmas) - 1
 
     def advance(self, velocity: Float[Tensor, "16 h w"]) -> None:
-        """Compute the next latent from the model's velocity at `latent` and `sigma`."""
+        """Replace `latent` by the next one, given the model's velocity at `latent` and `sigma`."""
         latent = like(self.latent, velocity)
         self._evaluated = latent, self.sigma, velocity
         self.latent = self._advanced(latent, velocity)

@@ -1,4 +1,7 @@
-"""Offload on a CPU: a network is read from disk when it is called, and freed before the next one is read."""
+"""The offloads "encoders" and "model" on a CPU.
+
+A network is read from disk when it is called, and freed before the next one is read.
+"""
 
 import ctypes
 import gc
@@ -13,13 +16,13 @@ from sd35.backends.base import Memory
 
 
 def weights_of(network: nn.Module) -> Iterator[Tensor]:
-    """Yield a network's parameters and buffers. The transformer's position table is a large buffer."""
+    """Yield a network's parameters and its buffers, which may be large, such as the transformer's position table."""
     yield from network.parameters()
     yield from network.buffers()
 
 
 def bytes_of(weights: Iterable[Tensor]) -> int:
-    """Return the size of tensors in memory. A quantised tensor only wraps other tensors, which are counted instead."""
+    """Return the bytes of tensors in memory. A quantised tensor only wraps other tensors, which are counted instead."""
     total = 0
     for weight in weights:
         if hasattr(weight, "__tensor_flatten__"):  # PyTorch's protocol for tensors that wrap others
@@ -30,7 +33,7 @@ def bytes_of(weights: Iterable[Tensor]) -> int:
     return total
 
 
-class SequentialOffload:
+class DiskOffload:
     """Keeps at most one of several networks in memory. Not thread-safe.
 
     Args:
@@ -47,7 +50,7 @@ class SequentialOffload:
 
     @property
     def held_bytes(self) -> int:
-        """The size of the weights in memory."""
+        """The bytes of the weights that are in memory now."""
         return bytes_of(weights_of(self._network)) if self._network else 0
 
     def load(self, name: str) -> nn.Module:
@@ -73,7 +76,7 @@ class LazyNetwork:
     `dtype` is available without loading, because the pipeline reads it while it computes with other networks.
     """
 
-    def __init__(self, offload: SequentialOffload, name: str, dtype: object) -> None:
+    def __init__(self, offload: DiskOffload, name: str, dtype: object) -> None:
         self._offload, self._name, self.dtype = offload, name, dtype
 
     def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  networks return different types
@@ -89,8 +92,8 @@ class LazyNetwork:
 class WorkingMemory:
     """Measures the memory that a call needs in addition to weights, even if the call loads weights.
 
-    Wraps a `Memory`. From its peaks, subtracts the weights that were loaded since `watch`. `weights_bytes` returns the
-    size of the weights that are loaded on demand and in memory now.
+    Wraps a `Memory`, and subtracts the weights that were loaded since `watch` from its peaks. `weights_bytes` returns
+    the size of the weights in memory that an offload loaded on demand.
     """
 
     def __init__(self, memory: Memory, weights_bytes: Callable[[], int]) -> None:

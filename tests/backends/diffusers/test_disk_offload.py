@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from sd35.backends.base import Backend, DenoiseRow
 from sd35.backends.diffusers import backend as diffusers_backend
 from sd35.backends.diffusers.backend import DiffusersBackend
-from sd35.backends.diffusers.sequential_offload import WorkingMemory
+from sd35.backends.diffusers.disk_offload import WorkingMemory
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -38,8 +38,8 @@ def test_offload_gives_the_same_images(checkpoint: Checkpoint, name: str, offloa
 
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
     """It is the last one that was called. With offload "encoders", no text encoder stays in memory after encoding."""
-    sequential = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
-    offload = sequential._cpu_offload  # noqa: SLF001
+    one_by_one = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
+    offload = one_by_one._disk_offload  # noqa: SLF001
     assert offload is not None
     assert offload.held_bytes == 0
     for part in ("vae", "transformer"):
@@ -48,8 +48,8 @@ def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
         assert offload.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
     evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
     evicting.encode_text(["a cat"])
-    assert evicting._cpu_offload is not None  # noqa: SLF001
-    assert evicting._cpu_offload.held_bytes == 0  # noqa: SLF001
+    assert evicting._disk_offload is not None  # noqa: SLF001
+    assert evicting._disk_offload.held_bytes == 0  # noqa: SLF001
 
 
 def test_loaded_weights_do_not_count_as_working_memory() -> None:
