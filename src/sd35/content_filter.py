@@ -13,11 +13,13 @@ needs no arguments:
 If a filter raises an exception, the image is refused: a broken filter lets nothing through.
 """
 
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from importlib import import_module
 from typing import Protocol
 
+import structlog
 from jaxtyping import UInt8
 
 from sd35.errors import ContentRefused, InvalidSetting
@@ -119,6 +121,10 @@ def _decide(subject: str, check: Callable[[], Decision | str]) -> Decision:
     try:
         decision = Decision(check())  # the operator's code may return a string
     except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        structlog.get_logger().error(
+            "the content filter failed", error=type(error).__name__, at=f"{place.filename}:{place.lineno}"
+        )
         raise ContentRefused(
             f"this service's content filter failed on the {subject}; report this to the operator of the service"
         ) from error

@@ -4,10 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from sd35 import content_filter
 from sd35.content_filter import AllowAll, ContentFilter, Decision, load_filter
@@ -210,10 +212,14 @@ def test_previews_are_blurred_unless_the_filter_allows_them(
 
 
 def test_a_failing_filter_refuses_all_images(pool: ModelPool):
-    """The response does not have the filter's message."""
-    with pytest.raises(ContentRefused, match="failed on the image") as raised:
+    """The response does not have the exception's message. The log says which exception the filter raised, and where."""
+    with capture_logs() as logs, pytest.raises(ContentRefused, match="failed on the image") as raised:
         asyncio.run(generate(service_with(pool, FailingFilter()), "a cat"))
     assert "no model" not in str(raised.value)
+    (line,) = [line for line in logs if line["event"] == "the content filter failed"]
+    assert line["error"] == "RuntimeError"
+    assert Path(__file__).name in line["at"]
+    assert "no model" not in str(line)
 
 
 def test_a_slow_filter_does_not_delay_other_threads(pool: ModelPool):
