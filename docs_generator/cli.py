@@ -17,15 +17,16 @@ _INTRODUCTION = """
 `sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of a command. `-h` is short for `--help`.
 `sd35 --version` prints the version.
 
-Most commands have flags for some [settings](settings.md). Such a command also takes `--config FILE`, a TOML file.
-The file and the environment variables can set all settings.
+Most commands have flags for some [settings](settings.md). Such a command also takes `--config FILE`, a TOML file of
+settings. The file and the environment variables can set all settings. The [glossary](glossary.md) explains the terms.
 
-Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` exit
-with 0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
+Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. Once they are
+ready, `serve` and `ui` exit with 0 after Ctrl-C or SIGTERM. An error is a message on stderr: see [Errors](errors.md).
 """
 # The reasons why tests do not run an example, by pattern. The first pattern that matches the example counts.
 _NOT_RUN = {
     r"\| jq": "needs jq",
+    r"sd35 serve .*sd3\.5": "needs a model from the Hugging Face hub",
     r"sd35 (serve|ui)\b": "runs until Ctrl-C",
     r"sd35 (pull|verify|remove) ": "needs a model from the Hugging Face hub",
     r"sd35 bench compare": "needs two results of `sd35 bench`",
@@ -37,7 +38,7 @@ _NOT_RUN = {
     r"(s3|gs|az):": "needs an object store",
     r"sd35 keys revoke": "needs the id of a key",
     r"sd35 keys open": "needs a service that has lost its database",
-    r"--backend (?!onnx)": "needs another backend",
+    r"--backend (?!onnx|diffusers)": "needs another backend",
 }
 _EXAMPLES = re.compile(r"\[bold\]Examples?\[/bold\]")
 _DEFAULT = re.compile(r" \\?\[default: (.+?)\]")  # in help texts, Rich needs a backslash before a bracket

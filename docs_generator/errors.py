@@ -12,17 +12,17 @@ _REMEDY = "Remedy:"
 _INTRODUCTION = """
 An error has a name, a message that says what to do, and one of these forms:
 
-- **HTTP**: a response with the status below. The API of this project answers with a problem document
+- **HTTP**: a response with the status in the first table. The API of this project answers with a problem document
   (`application/problem+json`, RFC 9457). The APIs of OpenAI, AUTOMATIC1111 and Stability answer in their own formats,
   and change the status of some errors: see [Clients](../guide/clients.md#errors).
-- **Command line**: a message on stderr, `sd35: MESSAGE`, and the exit code below.
+- **Command line**: a message on stderr, `sd35: MESSAGE`, and the exit code in the tables.
 - **Python**: an exception of `sd35.errors`. All derive from `Sd35Error`.
 
 The metric `sd35_errors_total` counts the errors of HTTP responses by name.
 """
 _EXIT_CODES = """
 Exit code 0 is success, and 130 is Ctrl-C. Some commands also exit with 1 to report a result, such as an image that
-differs: [Command line](cli.md) names them.
+differs: [Command line](cli.md) names these commands.
 """
 
 
@@ -36,7 +36,7 @@ def page() -> str:
         "src/sd35/errors.py",
         _INTRODUCTION,
         "## Errors of requests",
-        "An indented error is a special case of the one above it.",
+        "An indented error is a special case of the nearest error above it that is not indented.",
         table(["Error", "HTTP", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in of_requests)),
         "## Errors of commands, and of the start of the service",
         table(["Error", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in of_commands)),
@@ -68,7 +68,11 @@ def _has_status(kind: type[Sd35Error]) -> bool:
 def _row(kind: type[Sd35Error], depth: int) -> list[str]:
     """Return the cells of an error, indented by its depth in the tree. Only errors of requests have a status."""
     meaning, remedy = meaning_and_remedy(kind)
-    status = "status of the failed job, 409 or 410" if kind is errors.JobEnded else str(kind.status)
+    status = (
+        "if the job failed, the status of its error; if it was cancelled, 409; if its image was removed, 410"
+        if kind is errors.JobEnded
+        else str(kind.status)
+    )
     name = "&emsp;" * depth + code(kind.__name__)
     return [name, *([status] if _has_status(kind) else []), str(kind.exit_code), meaning, remedy]
 

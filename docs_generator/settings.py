@@ -9,7 +9,8 @@ from sd35.settings.settings import PREFIX, Settings
 
 _INTRODUCTION = """
 Each setting has a key in the settings file, an environment variable and a flag of `sd35 serve`. The first column of the
-tables lists them. A flag overrides the variable, the variable overrides the file, and the file overrides the default.
+tables lists these three names. A flag overrides the variable, the variable overrides the file, and the file overrides
+the default.
 
 The file is TOML. Name it with `--config FILE` or `SD35_CONFIG`. A key that does not exist is an error:
 
@@ -21,11 +22,12 @@ max_pixels = 1048576
 
 The flag of a setting that is `true` or `false`, such as `--log-prompts`, sets it to `true`. To set `false`, use the
 variable or the file. Only secrets have no flag, because every user of a machine can read the flags of its processes.
-[Command line](cli.md) lists the flags of the other commands.
+[Command line](cli.md) lists the flags of the other commands, and the [glossary](glossary.md) explains terms such as
+checkpoint, row and offload.
 """
 _KUBERNETES = """
 On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...`, which is not a port number. Set
-`enableServiceLinks: false`, or give the Service another name.
+`enableServiceLinks: false` in the pod, or give the Service another name.
 """
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from docs_generator.markdown import document, table
 
 _INTRODUCTION = """
-This page lists what each feature was tried on. **No GPU was used for any of this.** The states mean:
+This page lists what each feature was tried on. **No GPU was used for any of this.** The
+[glossary](glossary.md) explains terms such as fallback and offload. The states mean:
 
 - **works**: the feature was tested, or tried by hand. The third column says on what.
 - **built, not run**: the feature was built. Its parts that need a GPU were not run.

@@ -199,8 +199,8 @@ def test_parameters_can_be_numpy_integers(generator: Generator, image: Image):
     [
         ({"max_pixels": 1}, "^max_pixels: got 1; "),
         ({"precision": "fp4"}, "^precision: got 'fp4'; allowed: auto, "),
-        ({"bakend": "onnx"}, "unknown setting 'bakend'; allowed: allowed_hosts, backend, "),
-        ({"checkpoints": ["sd35-mini"]}, "unknown setting 'checkpoints'"),
+        ({"bakend": "onnx"}, "unknown settings: got 'bakend'; allowed: allowed_hosts, backend, "),
+        ({"checkpoints": ["sd35-mini"]}, "unknown settings: got 'checkpoints'"),
         ({"backend": "caffe"}, "caffe"),
     ],
 )
@@ -310,7 +310,7 @@ def test_the_engine_logs_to_logging(
     monkeypatch.setattr(PreviewMap, "learn", Mock(side_effect=ValueError("no colours")))
     fake.generate("a cat", **SMALL)
     fake.close()
-    assert "the preview map could not learn" in caplog.text
+    assert "an image could not improve the previews" in caplog.text
     assert "no colours" in caplog.text
     assert capsys.readouterr() == ("", "")
 

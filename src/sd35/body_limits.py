@@ -24,6 +24,7 @@ def limit_body_time(receive: Receive, timeout_s: float, on_timeout: Callable[[],
     is_complete = False
 
     async def receive_in_time() -> Message:
+        """Return the next message, or the result of `on_timeout` if the body is not complete at the deadline."""
         nonlocal is_complete
         if is_complete:
             return await receive()

@@ -79,8 +79,8 @@ def load_filter(path: str | None) -> ContentFilter:
     except Exception as error:  # the operator's code may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise InvalidSetting(
-            f"content_filter: got {path!r}, which cannot be loaded ({reason}); allowed: package.module:name of a filter"
-            " that Python can import"
+            f"content_filter: got {path!r}, which cannot be loaded ({reason}). Correct the filter, or set its import"
+            " path as package.module:name"
         ) from error
     methods = ("check_prompt", "check_image")
     if missing := [method for method in methods if not callable(getattr(content_filter, method, None))]:

@@ -53,7 +53,10 @@ class DoctorReport:
 
     @property
     def can_serve(self) -> bool:
-        """Whether the backend, the fallback (if any) and all checkpoints are usable."""
+        """Whether the backend, the fallback (if any) and all checkpoints are usable.
+
+        Directories do not count, because you can choose others.
+        """
         needed = [finding for finding in self.backends if finding.name in {self.backend, self.fallback}]
         return bool(needed) and all(finding.is_usable for finding in (*needed, *self.checkpoints))
 
@@ -116,14 +119,14 @@ def _describe_auto(settings: Settings) -> str:
 
 
 def _check_directory(name: str, path: Path) -> Finding:
-    """Check that a directory can be written to, or created if missing."""
+    """Return a finding: whether a directory can be written to, or created if missing."""
     note = "" if existing_part(path) == path else " (will be created)"
     why = why_not_writable(path)
     return Finding(name, why is None, why or f"{path}{note}")
 
 
 def gpus() -> list[str]:
-    """Return "NAME, MEMORY, DRIVER VERSION" of each NVIDIA GPU, or nothing if nvidia-smi is missing or fails."""
+    """Return "NAME, MEMORY, DRIVER VERSION" of each NVIDIA GPU, or an empty list if nvidia-smi is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []

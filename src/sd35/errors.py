@@ -101,7 +101,7 @@ class HostNotAllowed(UntrustedRequest):
     """
 
     def __init__(self, host: str) -> None:
-        allowed = "an IP address, localhost, the host of public_url, and the names in the setting allowed_hosts"
+        allowed = "an IP address, localhost, and the hosts in the settings public_url and allowed_hosts"
         super().__init__("host", host, allowed)
 
 
@@ -112,8 +112,9 @@ class OriginNotAllowed(UntrustedRequest):
     """
 
     def __init__(self, header: str, value: object) -> None:
-        allowed = "the server's own origin, the origin of public_url, and the origins in the setting cors_origins"
-        super().__init__(header, value, allowed)
+        origins = "the server's own origin, and the origins in the settings public_url and cors_origins"
+        sites = "same-origin or none; pages of other origins must also send the header Origin"
+        super().__init__(header, value, origins if header == "origin" else sites)
 
 
 class TooMany(error_base.RetryError):
@@ -169,7 +170,7 @@ class NotReady(Sd35Error):  # noqa: N818
     @classmethod
     def after_engine_failure(cls, retry_after_s: float) -> Self:
         """Build the error for an engine with a failed thread. Waiting does not help: the service must be restarted."""
-        remedy = "it must be restarted (the reason is in its log)"
+        remedy = "its operator must restart it (its log shows the reason)"
         return cls("broken because its engine has failed", retry_after_s, remedy)
 
 
@@ -242,7 +243,7 @@ class StoreUnavailable(Sd35Error):  # noqa: N818
 
 
 class NotReplayable(Sd35Error):  # noqa: N818
-    """A file is not an image of this project, or has no complete record of its request.
+    """A file is not a PNG file of this project, or has no complete record of its request.
 
     Remedy: Use the unchanged PNG file that the service or `sd35 generate` wrote.
     """

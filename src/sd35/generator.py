@@ -29,7 +29,7 @@ from sd35.tensors import Array
 OnProgress: TypeAlias = Callable[[int, int], None]
 """Called with `(step, steps)`: the number of finished steps, and the total number of steps."""
 
-_FORMAT_BY_SUFFIX = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
+_FORMAT_BY_SUFFIX = {f".{file_format}": file_format for file_format in Format} | {".jpg": Format.JPEG}
 _PARAMS = TypeAdapter(GenerationParams)
 # These limits are for a server with many clients. Here, the caller only waits for its own images.
 _NO_ADMISSION_LIMITS: dict[str, object] = {"max_in_flight": 10**9, "max_wait_s": float("inf")}
@@ -166,8 +166,7 @@ class Generator:
         """
         known = Settings.model_fields.keys() - {"checkpoints"}  # set by the parameter `checkpoint`
         if unknown := sorted(settings.keys() - known):
-            names = ", ".join(map(repr, unknown))
-            raise InvalidSetting(f"unknown setting {names}; allowed: {', '.join(sorted(known))}")
+            raise InvalidSetting(f"unknown settings: got {str(unknown)[1:-1]}; allowed: {', '.join(sorted(known))}")
         log_by_logging()  # structlog would print to stdout, which belongs to the caller's program
         checkpoints = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
         given = {**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in checkpoints]}
@@ -255,9 +254,12 @@ class Generator:
             raise RuntimeError("the generator is closed; create a new one")
 
     def _resolve(self, params: GenerationParams, count: int) -> list[Request]:
-        """Return `count` requests with consecutive seeds. Raises InvalidRequest, UnknownModel."""
-        first = self._pool.resolve(params)  # checks the seed; `series` would turn one above the limit into a small one
-        return [self._pool.resolve(each) for each in series(replace(params, seed=first.seed), count)]
+        """Return `count` requests with consecutive seeds, from the given seed or a random one.
+
+        Raises InvalidRequest for a value that is not allowed, UnknownModel if the model is not loaded.
+        """
+        first = self._pool.resolve(params)  # checks the seed, because `series` would wrap a seed above the limit
+        return [self._pool.resolve(seeded) for seeded in series(replace(params, seed=first.seed), count)]
 
     def _wait_for_image(self, handle: Handle) -> Image:
         encoded = self._pool.encode(handle.future.result())
@@ -273,7 +275,10 @@ class _TotalProgress:
         self._listener = listener
 
     def __call__(self, index: int, progress: Progress) -> None:
-        """Report the progress of the request at `index`."""
+        """Record the progress of the request at `index`, and call the listener with the sums.
+
+        An exception of the listener is only logged.
+        """
         self._done[index] = progress.step
         try:
             self._listener(sum(self._done), self._steps)
@@ -290,5 +295,6 @@ def _validated(prompt: str, params: ImageParams) -> GenerationParams:
         return _PARAMS.validate_python(asdict(GenerationParams(prompt, **params)))
     except ValidationError as error:
         first = error.errors()[0]
-        allowed = first["msg"].removeprefix("Input should be ")  # Pydantic's messages name what is allowed
+        # Pydantic's messages are such as "Input should be a valid integer, got a number with a fractional part".
+        allowed = first["msg"].removeprefix("Input should be ").partition(", ")[0]
         raise InvalidRequest(str(first["loc"][0]), first["input"], allowed) from error

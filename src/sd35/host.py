@@ -80,6 +80,9 @@ def _peak_bytes() -> int:
 
 
 def _read_numbers(file: Path) -> dict[str, int]:
-    """Read the numbers of lines such as "VmRSS: 1024 kB", by the first word. Other lines, and units, are ignored."""
+    """Return the numbers of lines such as "VmRSS: 1024 kB", by the first word ("VmRSS:"). Units are ignored.
+
+    Lines of another form are ignored too.
+    """
     lines = [line.split() for line in file.read_text().splitlines()]
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

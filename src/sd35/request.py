@@ -50,6 +50,7 @@ class Request:
     skip_layer_scale: float = 0.0  # missing in older records
 
     def __post_init__(self) -> None:
+        """Check all values. Raises InvalidRequest for the first one outside its range."""
         _check_prompt("prompt", self.prompt, 1)
         _check_prompt("negative_prompt", self.negative_prompt, 0)
         for field, size_px in (("width", self.width), ("height", self.height)):

@@ -109,13 +109,13 @@ def open_model_pool(
     open_first = partial(_open_pipeline, settings, first)
     pipelines, pending = _open_or_fall_back(open_first, checkpoints, fallbacks)
     _check_profiles(settings, available.device, pipelines, fallbacks)
-    for pipeline in {*pipelines, *fallbacks}:
+    for pipeline in {*pipelines, *fallbacks}:  # a set, because a fallback's pipeline may be in both lists
         startup.add(pipeline.backend.startup_s)
     # Checkpoints that are not built yet will be loaded later, so their memory is free now but must stay free.
     to_be_built_bytes = first.weights_bytes if pending else 0
     unplanned_bytes = available.device_bytes - first.weights_bytes - (second.weights_bytes if second else 0)
     free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, unplanned_bytes)
-    tokenizers = {each.name: Tokenizers(each) for each in checkpoints}
+    tokenizers = {checkpoint.name: Tokenizers(checkpoint) for checkpoint in checkpoints}
     engine = LocalEngine(
         [*pipelines, *fallbacks],
         limits_of(settings, settings.memory_mb * _MB or int(FREE_MEMORY_SHARE * free_bytes)),

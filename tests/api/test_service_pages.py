@@ -67,7 +67,9 @@ def test_a_broken_engine_is_not_ready(backend: FakeBackend, client: TestClient, 
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
     assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 500
     response = client.get("/readyz")
-    message = "the service is broken because its engine has failed; it must be restarted (the reason is in its log)"
+    message = (
+        "the service is broken because its engine has failed; its operator must restart it (its log shows the reason)"
+    )
     assert (response.status_code, response.json()["detail"], response.headers["retry-after"]) == (503, message, "5")
     assert "sd35_ready 0.0\n" in client.get("/metrics").text
 

@@ -112,7 +112,7 @@ def test_memory_is_listed_for_the_gpu_and_for_the_host():
         "GPU: 4.0 GiB planned at the peak, 24.0 GiB available; host: 6.0 GiB planned, 64.0 GiB available"
     )
     assert table["Model"].endswith("onnx on CUDA, float32")
-    assert table["Fallback"] == "diffusers answers until onnx/bfloat16 is built"
+    assert table["Fallback"] == "diffusers generates images until the files for onnx/bfloat16 are built"
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def test_all_invalid_fields_are_named_at_once(client: TestClient):
 @pytest.mark.parametrize(
     ("content", "status", "detail"),
     [
-        (b"", 400, "not JSON"),
-        (b"{", 400, "not JSON"),
-        (b'{"prompt": "\xff"}', 400, "not JSON"),
-        (b'{"prompt": "a"} {}', 400, "not JSON"),
+        (b"", 400, "cannot be read as JSON"),
+        (b"{", 400, "cannot be read as JSON"),
+        (b'{"prompt": "\xff"}', 400, "cannot be read as JSON"),
+        (b'{"prompt": "a"} {}', 400, "cannot be read as JSON"),
         (b"[" * 100_000, 400, "nested too deeply"),
         (b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}", 422, "seed: got '999"),
         (b"[]", 422, "JSON object"),

@@ -173,7 +173,7 @@ def test_replay_of_an_image_of_another_model_names_the_model_and_the_flag(images
         (["generate", "a cat", "-o", "nowhere/out.png"], 2, "is not a directory"),
         (
             ["generate", "a cat", "--checkpoint", "nowhere"],
-            1,
+            2,
             "checkpoint: got 'nowhere'; allowed: an existing directory or file, or ",
         ),
         (["generate", "a cat", "--model", "other"], 2, "model: got 'other'; allowed: sd35-mini"),

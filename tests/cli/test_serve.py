@@ -53,7 +53,7 @@ def test_console_output_says_how_to_use_and_how_to_stop_the_server(tmp_path: Pat
         assert any(line.startswith("Model           sd35-mini, revision ") for line in lines)
         assert any(line.startswith("Memory ") and "planned at the peak" in line for line in lines)
         command = shlex.split(next(line for line in lines if line.startswith("curl ")))
-        assert command[:4] == ["curl", "-X", "POST", f"http://127.0.0.1:{served.port}/v1/txt2img"]
+        assert command[:5] == ["curl", "-f", "-X", "POST", f"http://127.0.0.1:{served.port}/v1/txt2img"]
         if shutil.which("curl"):
             subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=TIMEOUT_S)
             assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -128,6 +128,7 @@ def test_control_characters_of_a_path_are_escaped_in_the_console_log(tmp_path: P
 def test_the_duration_of_the_start_is_logged_by_phase(served: Served, log: Path):
     """`/metrics` has the same values."""
     (line,) = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "ready"]
+    assert line["models"] == ["sd35-mini: onnx, float32"]
     phases = {name: line[f"{name}_s"] for name in ("import", "plan", "compile", "warm")}
     assert 0 < sum(phases.values()) <= line["after_s"] + 0.02  # the age of a process has a resolution of 10 ms
     connection = served.connect()
@@ -189,7 +190,7 @@ def test_auto_without_sd35_serves_the_embedded_model_with_a_warning(tmp_path: Pa
     log = tmp_path / "log"
     with serving(log, "--checkpoint", "auto") as served:
         assert served.process.stdout
-        assert served.process.stdout.readline().startswith("WARNING: serving sd35-mini instead of SD3.5: neither ")
+        assert served.process.stdout.readline().startswith("WARNING: serving sd35-mini instead of SD3.5: no weights ")
         connection = served.connect()
         connection.request("GET", "/v1/models")
         (card,) = json.loads(connection.getresponse().read())["data"]
@@ -382,14 +383,14 @@ def test_an_address_in_use_is_an_error_of_one_line():
             [*SD35, "serve", "--port", port], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     assert result.returncode == 2
-    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another " in result.stderr
+    assert f"cannot listen on 127.0.0.1 port {port} (Address already in use); choose another " in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "\u200b..", "a..b"])
 def test_an_impossible_host_is_an_error(host: str):
     """A name that Python refuses to encode, or an unknown name. The error names --host."""
-    with pytest.raises(InvalidSetting, match=r"^(--host: got|cannot listen on .* choose another address with --host)"):
+    with pytest.raises(InvalidSetting, match=r"^(--host: got|cannot listen on .* choose another --host)"):
         listen(host, 0)
 
 

@@ -111,7 +111,7 @@ def test_a_missing_database_is_an_error(data: Path, run: Run):
     """It is not created, and not reported as intact."""
     code, _, said = run()
     assert (code, data.exists()) == (2, False)
-    assert f"database: {data / 'sd35.db'} does not exist. Create it by starting the service once" in said
+    assert f"database: {data / 'sd35.db'} does not exist. If the service has never run, start it once" in said
 
 
 def test_a_service_that_was_never_started_has_nothing_to_verify(data: Path, run: Run):
@@ -133,7 +133,7 @@ def test_a_missing_image_store_is_an_error(images: ImageStore, tmp_path: Path, r
     code, _, said = run("--image-store", str(tmp_path / "elsewhere"))
     assert code == 1
     assert f"the image store {tmp_path / 'elsewhere'} cannot be listed: the directory does not exist" in said
-    assert "service once (`sd35 serve`), or correct the setting data_dir or image_store" in said
+    assert "start it (`sd35 serve`). Otherwise restore the directory, or set data_dir or image_store" in said
     assert run("--image-store", "memory")[0] == 2
 
 

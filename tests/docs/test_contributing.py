@@ -1,11 +1,11 @@
 """CONTRIBUTING.md shows code of this repository, and the tests and make targets that it names exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.documentation import ROOT, Page
+
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
@@ -25,6 +25,11 @@ def sources() -> list[str]:
 def test_a_sample_is_code_of_the_repository(sources: list[str], code: str):
     """Line for line, except for the indentation. Such code is type-checked and tested, so that a sample works."""
     assert any(_without_indentation(code) in source for source in sources)
+
+
+def test_commands_are_marked_as_not_run():
+    """With a reason. They run the tests themselves."""
+    assert [block.line for block in Page(TEXT).blocks if block.language == "console" and not block.reason] == []
 
 
 def test_named_tests_exist(sources: list[str]):

@@ -259,7 +259,7 @@ def test_an_error_says_why_a_file_cannot_be_replayed(pool: ModelPool):
     for data, message in (
         (b"", "not a PNG"),
         (b"GIF89a", "not a PNG"),
-        (encoded.png[:-2000], "damaged"),
+        (encoded.png[:-2000], "its pixels cannot be read"),
         (_foreign(), "does not say how it was generated.*use the original PNG file"),
         (edited(REQUEST_KEY, "a cat", "a dog"), "edited"),
         (edited(MAKER_KEY, '"versions"', '"version"'), "damaged"),

@@ -51,3 +51,13 @@ def test_the_data_directory_is_checked_first_and_only_if_it_is_used(tmp_path: Pa
     elsewhere = {"database": "memory", "image_store": "memory", "link_secret": "0123456789abcdef"}
     Storage.open(load_settings({"data_dir": data, **elsewhere})).close()
     assert not data.exists()
+
+
+def test_the_error_of_a_directory_without_write_access_for_its_owner_names_chmod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Changing the owner would not help."""
+    tmp_path.chmod(0o500)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InvalidSetting, match=rf"but has mode 500; run `chmod u\+rwx {tmp_path}`$"):
+        check_writable("data_dir", tmp_path / "data")

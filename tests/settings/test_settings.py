@@ -169,3 +169,14 @@ def test_errors_of_pydantic_are_translated_to_plain_english(name: str, value: st
     with pytest.raises(InvalidSetting) as error:
         load_settings({name: value})
     assert message in str(error.value)
+
+
+def test_the_error_without_a_home_directory_names_the_settings(monkeypatch: pytest.MonkeyPatch):
+    """The defaults are invalid, so the error has no file or variable to name."""
+    monkeypatch.setattr(Path, "expanduser", refuse_home)
+    with pytest.raises(InvalidSetting, match=r"^cache_dir: got '~/\.cache/sd35'; this user has no home directory\."):
+        load_settings()
+
+
+def refuse_home(path: Path) -> Path:
+    raise RuntimeError(path)

@@ -137,7 +137,7 @@ def test_a_failure_to_rename_pictures_is_an_error(tmp_path: Path, monkeypatch: p
     """For example, a mount point cannot be renamed. Without the error, its images would seem to be lost."""
     (tmp_path / "pictures").mkdir()
     monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.EBUSY, os.strerror(errno.EBUSY))))
-    with pytest.raises(InvalidSetting, match=r"image_store: .*pictures cannot be renamed to images: .*busy"):
+    with pytest.raises(InvalidSetting, match=r"image_store: .*pictures, .* cannot be renamed to images: .*busy"):
         open_blob_store(load_settings({"data_dir": tmp_path}))
 
 

@@ -12,10 +12,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
-# Pages whose blocks are run.
+_FOLDERS = ("guide", "reference", "design", "benchmarks")
+# Pages whose blocks are run, unless they are marked.
 RUN_PAGES = [
     ROOT / "README.md",
-    *sorted(path for folder in ("guide", "reference", "design") for path in (ROOT / "docs" / folder).glob("*.md")),
+    ROOT / "src/sd35/checkpoints/embedded/sd35-mini/README.md",
+    *sorted(path for folder in _FOLDERS for path in (ROOT / "docs" / folder).glob("*.md")),
 ]
 _NOT_RUN = re.compile(r"<!--\s*not run\b:?(.*?)-->", re.DOTALL)
 _PARSER = MarkdownIt("commonmark").enable("table")

@@ -23,7 +23,7 @@ _REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # err
 
 @dataclass(frozen=True)
 class _Bucket:
-    """A token bucket: a client may use `limit` units in `period_s` seconds."""
+    """A token bucket: a client may use `limit` units in `period_s` seconds. `unit` is "requests" or "pixels"."""
 
     client: str
     unit: str

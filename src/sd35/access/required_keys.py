@@ -113,6 +113,7 @@ class RequiredKeyStore:
             structlog.get_logger().warning(
                 "cannot record that API keys are required: if the database is lost, the next start is open to everyone",
                 path=str(self._marker.path),
+                remedy="make the directory writable",
                 reason=error.strerror or str(error),
             )
 

@@ -101,6 +101,7 @@ def _lifespan(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Start to open the service. When the application stops, close the service and the telemetry."""
         lifecycle.start()
         loop_watch = asyncio.create_task(telemetry.metrics.measure_loop_lag())
         yield  # until the application stops

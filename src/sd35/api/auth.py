@@ -55,7 +55,7 @@ class AuthMiddleware:
         self._authenticator, self._on_error, self._body_timeout_s = authenticator, on_error, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Authenticate one request and pass it on, with a time limit for its body, or answer with an error."""
         if scope["type"] != "http" or is_open(get_route_path(scope)) or has_link(scope):
             await self._app(scope, receive, send)
             return

@@ -86,7 +86,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ApiError(400, "the JSON is nested too deeply; send fewer levels of arrays and objects") from error
     except ValueError as error:
-        raise ApiError(400, f"the body is not JSON ({error}); send a JSON object in UTF-8") from error
+        raise ApiError(400, f"the body cannot be read as JSON ({error}); send a JSON object in UTF-8") from error
     if not isinstance(value, dict):
         raise ApiError.from_field(422, "body", value, 'a JSON object, such as {"prompt": "a cat"}')
     return value

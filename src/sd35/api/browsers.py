@@ -111,7 +111,7 @@ class BrowserProtection:
         self._hosts, self._origins, self._has_keys, self._on_error = hosts, origins, has_keys, on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Pass one request on, or refuse it if another web site may have sent it. Add headers to the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -34,13 +34,16 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight request: a browser asks whether a page of another origin may send a request."""
+        """Answer a preflight request: a browser asks whether a page of another origin may send a request.
+
+        A refusal is a problem document.
+        """
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
         # The new body gets its own `Content-Length` and `Content-Type`.
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         request_id = structlog.contextvars.get_contextvars()["request_id"]
-        reason = bytes(response.body).decode()
-        detail = f"{reason}; the settings cors_origins and cors_private_network define what is allowed"
+        allowed = "from origins in the setting cors_origins; to a private address only with cors_private_network"
+        detail = f"{bytes(response.body).decode()}; allowed: {', '.join(_METHODS)} {allowed}"
         return PROBLEM.response(ApiError(response.status_code, detail, headers=headers), request_id)

@@ -1,7 +1,8 @@
 """API errors, and the formats of their responses.
 
-A dialect is an API in the form of another service, such as OpenAI's. Its errors have its own `ErrorFormat`. All other
-errors are problem documents (RFC 9457).
+A dialect is an API for images: this project's own, or an API in the form of another service, such as OpenAI's. Each has
+an `ErrorFormat`. The errors of this project's own dialect, and of routes outside the dialects, are problem documents
+(RFC 9457).
 """
 
 import json
@@ -200,7 +201,8 @@ def openapi_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
 def _inline_references(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a JSON schema with the definitions in place of the references to them.
 
-    The OpenAPI description of the API does not contain these definitions.
+    The schema becomes a part of the OpenAPI description. References start at the description's root, which does not
+    contain the definitions.
     """
     definitions = schema.pop("$defs", {})
 

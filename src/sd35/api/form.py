@@ -60,7 +60,7 @@ def _parse_values(content: bytes, boundary: bytes) -> dict[str, str | File]:
         reader.write(content)
         parts = [(part.required_option(b"name"), part) for part in reader.finish()]
     except FormParserError as error:
-        raise ApiError(400, f"the body is not valid {MEDIA_TYPE}: {error}") from error
+        raise ApiError(400, f"the body is not valid {MEDIA_TYPE}: {error}. With curl, send fields with -F") from error
     for name, part in parts:
         if part.option(b"filename") is not None and not part.content:
             continue  # clients that use the library requests add files={"none": ""}, so that it sends a multipart body

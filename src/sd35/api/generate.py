@@ -105,6 +105,9 @@ async def running_batch(
 ) -> AsyncIterator[Batch]:
     """Start to generate the images of a call. Leaving the block cancels images that are not done.
 
+    Images with an idempotency key are generated as jobs: then the jobs continue, and only waiting for them ends. Also
+    adds the digest and the model of the first image to later log lines of the request.
+
     For `on_step` and `previews`, see `Batch`. Raises TooMany or NotAllowed if the call exceeds the caller's limits.
     """
     service, caller = service_of(request), caller_of(request)
@@ -119,7 +122,7 @@ async def running_batch(
 
 
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
-    """Generate all images of a call, and return their results in order. Cancel them if the client disconnects.
+    """Generate all images of a call, and return their results in order. If the client disconnects, leave the batch.
 
     Raises ClientDisconnect, and the errors of `running_batch` and `Batch.results`.
     """
@@ -159,7 +162,10 @@ def preview_png(preview: Callable[[], Pixels], request: ImageRequest) -> bytes:
 
 
 def image_headers(result: GenerationResult) -> dict[str, str]:
-    """Return the headers of a response with one image. `IMAGE_HEADERS` describes them."""
+    """Return the headers of a response with one image, which `IMAGE_HEADERS` describes.
+
+    Also adds the digest and the use of the cache to later log lines of the request.
+    """
     request, stages = result.request, result.stages
     took_s = stages[-1].ended_s - stages[0].began_s if stages else 0
     structlog.contextvars.bind_contextvars(digest=request.digest, cache=result.cache)

@@ -63,9 +63,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Unknown hosts have negative error numbers, which `os.strerror` does not know. `create_server` appends
         # "(while attempting to bind on address ...)" to the text of every error.
         text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
-        reason = text.partition(" (while ")[0]
         raise InvalidSetting(
-            f"cannot listen on {host} port {port}: {reason}; choose another address with --host or --port"
+            f"cannot listen on {host} port {port} ({text.partition(' (while ')[0]}); choose another --host or --port"
         ) from error
 
 

@@ -132,4 +132,4 @@ def _visible_to(request: Request, service: Service) -> str | None:
 
 
 def _not_found(digest: str) -> ApiError:
-    return ApiError.from_field(404, "digest", digest, "the digest of an image that you may see, as in X-Sd35-Digest")
+    return ApiError.from_field(404, "digest", digest, "the X-Sd35-Digest of a stored image that you may see")

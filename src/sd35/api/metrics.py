@@ -22,7 +22,7 @@ router = APIRouter(tags=["service"])
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Get metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return metrics in Prometheus' text format. Most have no value until the service is ready."""
+    """Return metrics in Prometheus' text format. Some have no value until the service is ready."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     telemetry: Telemetry = request.app.state.telemetry
@@ -41,13 +41,14 @@ class RequestMetrics:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request, and count it by its route, method and status, with its duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status = CLIENT_CLOSED_REQUEST
 
         async def send_and_note_status(message: Message) -> None:
+            """Send a message, and keep the status of the response for the metrics."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -20,6 +20,7 @@ def describe_middleware(app: FastAPI) -> None:
     generate_schema = app.openapi
 
     def openapi() -> dict[str, Any]:
+        """Return the OpenAPI description with the additions. It is generated at the first call."""
         if not app.openapi_schema:
             schema = generate_schema()
             schema.setdefault("components", {})["securitySchemes"] = _SCHEMES

@@ -28,7 +28,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_UNPARSED_BYTES = 64 * 1024
 _SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, even between two small requests
 STALLED_S = 120.0  # a client that reads nothing for this long is disconnected
-_LONG_HEAD = f"the head of the request is too long; allowed: at most {MAX_HEAD_BYTES} bytes"
+_LONG_HEAD = f"the headers of the request are too long; allowed: at most {MAX_HEAD_BYTES} bytes"
 
 
 class _Flow(FlowControl):
@@ -60,7 +60,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = bytearray()
         self._is_parsing = False
         self._pending_bytes = 0  # parsed since the parser last completed a head or a part of a body
-        self._error = (400, "the request is not valid HTTP/1.1")  # status and detail if the parser stops at an error
+        # The status and detail of the response if the parser stops at an error.
+        self._error = (400, "the request is not valid HTTP/1.1; if the address begins with https, use http")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timer of the first request's head."""
@@ -217,8 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _end_wait_for_head(self) -> None:
         """Refuse a head that has arrived only in part, or close an idle connection."""
         if self._pending_bytes:
-            limit = f"{self.head_timeout_s:g} s"
-            self._refuse(408, f"the head of the request did not arrive within {limit}; send the request again")
+            self._refuse(408, f"the headers did not arrive within {self.head_timeout_s:g} s; send the request again")
         else:  # an idle connection: browsers open some in advance
             self.transport.close()
 

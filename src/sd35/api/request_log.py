@@ -48,7 +48,7 @@ class RequestLog:
         self._log = structlog.get_logger("sd35.access")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request: give it an id, log its end, and answer an uncaught exception with status 500."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -56,6 +56,7 @@ class RequestLog:
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
+            """Send a message. Add the id to the head of the response, and keep its status for the log."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -118,14 +118,14 @@ def _prepare_process(settings: Settings, metrics: Metrics) -> None:
     use_nonblocking_streams(metrics.output_dropped)
     configure_logs(settings.log_format)
     for name in unknown_variables():
-        structlog.get_logger().warning("this environment variable is not read: no setting has its name", name=name)
+        structlog.get_logger().warning("no setting has the name of this variable; correct or unset it", name=name)
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal. Clients need an API key if any keys exist; otherwise everyone may use the service.
 
-    Raises InvalidSetting, also if the address is not available, StoreUnavailable if the database does not answer, and
-    the errors of `open_model_pool`.
+    Raises InvalidSetting for an invalid setting or an address that is not available, StoreUnavailable if the database
+    does not answer, and the errors of `open_model_pool`.
     """
     startup = StartupTimes(process_age_s())
     metrics = Metrics(settings.max_batch_rows)
@@ -154,10 +154,11 @@ def serve(settings: Settings) -> None:
 
     def on_ready() -> None:
         """Report that the server is ready, and start to load the user interface."""
+        models = list(lifecycle.pool.models.values())
         if not is_console(settings.log_format):  # in console format, `print_ready` is enough
             phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in startup.seconds.items()}
-            structlog.get_logger().info("ready", after_s=round(process_age_s(), 3), **phases)
-        models = list(lifecycle.pool.models.values())
+            served = [f"{model.name}: {model.backend}, {model.precision}" for model in models]
+            structlog.get_logger().info("ready", after_s=round(process_age_s(), 3), models=served, **phases)
         terminal.print_ready(models, process_age_s(), has_ui=ui.state != "absent", is_building=lifecycle.is_building)
         ui.start()
 

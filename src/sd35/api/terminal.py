@@ -77,7 +77,9 @@ class Terminal:
         """Print which models are being loaded. Also warn if other machines can reach the server without an API key."""
         if not self._needs_key and not ipaddress.ip_address(self._host).is_loopback:
             log = structlog.get_logger()
-            log.warning("open to everyone: there are no API keys", host=self._host, remedy="sd35 keys add NAME")
+            log.warning(
+                "open to everyone: there are no API keys", host=self._host, remedy=_keys_add_command(self._settings)
+            )
             if not is_console(self._settings.log_format):  # in console format, the log line above is readable enough
                 _print(
                     f"WARNING: there are no API keys, so anyone who can reach {self._host} may use this service."
@@ -162,7 +164,7 @@ def _model_text(model: ModelInfo, memory: PlannedMemory) -> str:
 
 def _fallback_text(settings: Settings) -> str:
     backend = settings.backend if settings.precision == "auto" else f"{settings.backend}/{settings.precision}"
-    return f"{settings.fallback} answers until {backend} is built"
+    return f"{settings.fallback} generates images until the files for {backend} are built"
 
 
 def _memory_text(memory: PlannedMemory) -> str:
@@ -178,7 +180,7 @@ def _memory_text(memory: PlannedMemory) -> str:
 
 def _images_text(settings: Settings) -> str:
     """Return where images are stored, and how long they are kept."""
-    place = settings.image_store or str(settings.data_dir / "images")
+    place = settings.image_store or str(settings.data_dir.absolute() / "images")
     if place == MEMORY:
         return _place_text(place)
     limits = [
@@ -212,7 +214,7 @@ def _curl_command(server: ReadyServer) -> str:
     """Return a curl command that generates an image with this server."""
     key = " -H 'authorization: Bearer sd35_...'" if server.needs_key else ""
     return (
-        f"curl -X POST {server.address}/v1/txt2img{key} -H 'content-type: application/json'"
+        f"curl -f -X POST {server.address}/v1/txt2img{key} -H 'content-type: application/json'"
         f" -d {shlex.quote(_EXAMPLE_BODY)} -o out.png"
     )
 

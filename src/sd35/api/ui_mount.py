@@ -89,7 +89,7 @@ class UiMount:
             await ui.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request by the user interface. Answer with status 404 if it is not ready."""
         scope["route"] = _ROUTE
         if self._ui:
             await self._ui(scope, receive, send)

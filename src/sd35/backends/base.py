@@ -14,6 +14,12 @@ from jaxtyping import Float, Float32, UInt8
 
 from sd35.tensors import Array, Tensor
 
+# The remedy in errors about files that a runtime cannot load.
+CHECK_FILES = (
+    "check downloaded files with `sd35 verify`, and download or build damaged files again; if the files are intact,"
+    " please report this"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:

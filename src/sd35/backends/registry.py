@@ -6,7 +6,7 @@ Importing the specs imports no runtime such as PyTorch. Opening a backend import
 from importlib import import_module
 from types import ModuleType
 
-from sd35.backends.base import Backend, Memory
+from sd35.backends.base import CHECK_FILES, Backend, Memory
 from sd35.backends.options import DeviceKind, Options
 from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -81,7 +81,6 @@ def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend
     except Exception as error:  # libraries raise many types of errors for invalid files
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{checkpoint.directory} cannot be loaded by the {name} backend ({reason}); if files are damaged, download"
-            " or build them again"
+            f"{checkpoint.directory} cannot be loaded by the {name} backend ({reason}); {CHECK_FILES}"
         ) from error
     return backend

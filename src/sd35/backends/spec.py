@@ -1,4 +1,4 @@
-"""The description of a backend. The registry, the planner, the doctor and `sd35 bench` read it.
+"""The description of a backend. The registry, the memory planner, `sd35 doctor` and `sd35 bench` read it.
 
 Reading it does not import the backend's runtime, such as PyTorch.
 """

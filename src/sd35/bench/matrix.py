@@ -81,8 +81,9 @@ def _report_cell_progress(
 
 
 def _with_admission_limit(session: Session, cells: Sequence[Cell]) -> Session:
-    """Give all servers the same admission limit, high enough that no client is refused, and no fallback backend.
+    """Return a session in which all servers have the same admission limit and no fallback backend.
 
+    The limit is the setting `max_in_flight`. If that is not set, it is high enough that no client is refused.
     A fallback would answer in place of the backend that is measured.
     """
     # As by default, a server admits somewhat more images than a batch has rows.

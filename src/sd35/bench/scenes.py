@@ -9,7 +9,7 @@ _OBJECTS = (
 )  # fmt: skip
 _BACKGROUNDS = ("white", "black", "red", "blue", "green", "yellow", "pink", "purple")
 # Spreads the chosen scenes over all of them. The kinds alternate, so every 74th of the 192 single scenes and of the 552
-# pair scenes is taken. A scene repeats only after half of its kind is taken: the first of 1000 images at number 193.
+# pair scenes is taken. A scene repeats only after half of its kind is taken: the first repetition is image 193.
 _STRIDE = 37
 _RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 

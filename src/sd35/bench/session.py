@@ -73,7 +73,7 @@ class Reference:
         return Quality(reference=self.name, images=self._count, skip_reason=reason)
 
     def compare(self, images: ImageSet) -> Quality:
-        """Compare a server's images with the reference images. If that fails, the result has a `skip_reason`."""
+        """Compare a server's images with the reference images. If this is impossible, the result has a reason."""
         try:
             expected = self.images
         except MeasuringFailed as error:

@@ -29,7 +29,7 @@ def build_root(cache_dir: Path, checkpoint: Checkpoint) -> Path:
 
 
 def is_built(folder: Path, key: Key, *, verify_checksums: bool = False) -> bool:
-    """Return whether a folder is complete and has all fields of the key. By default, checks sizes but not checksums."""
+    """Return whether a folder is complete and was built with these fields of the key. By default, checks only sizes."""
     try:
         manifest = read_json(folder / MANIFEST)
         as_stored = json.loads(json.dumps(key))  # JSON has lists instead of tuples

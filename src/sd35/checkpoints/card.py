@@ -34,7 +34,7 @@ class SkipLayers:
 class Card:
     """The contents of a checkpoint's `sd35.json`. The default values suit the SD3.5 models.
 
-    For each of these, the registry replaces `steps` and `guidance_scale`.
+    The registry sets `steps` and `guidance_scale` for each of these models.
 
     Attributes:
         width: The default width in px. `height`, `steps` and `guidance_scale` are default values too.

@@ -1,4 +1,4 @@
-"""A checkpoint on disk, and the identity of its files."""
+"""A checkpoint on disk, and the identity of its files. A part is one of its folders, such as "vae" or "tokenizer"."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class Checkpoint:
             return self._compute_revision()
         except OSError as error:
             file = error.filename or self.directory
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}; check this file") from error
 
     def _compute_revision(self) -> str:
         """Compute `revision`. Raises OSError if a file cannot be read."""
@@ -54,6 +54,7 @@ class Checkpoint:
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _affects_revision(path))
         for name in checkpoint_files(path.relative_to(self.directory).as_posix() for path in paths):
+            # Weights that `graphs` or `files` replace are not used, so they do not count.
             if not (".safetensors" in name and (self.graphs or name.split("/")[0] in self.replaced)):
                 total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
         for file in self.files:

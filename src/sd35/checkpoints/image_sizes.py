@@ -10,8 +10,8 @@ from sd35.request import SIZE_MULTIPLE_PX
 def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
     """Return the size (width, height) at which an image of the requested size is generated.
 
-    This is the requested size. If a side is longer than the card allows and the card has `enlarges`, return a smaller
-    size of nearly the same aspect ratio.
+    Usually, this is the requested size. If a side is longer than the card allows and the card has `enlarges`, it is a
+    smaller size of nearly the same aspect ratio. The image is enlarged later.
 
     Raises InvalidRequest if the requested size exceeds `max_pixels` or the card's limits.
     """

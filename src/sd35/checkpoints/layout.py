@@ -47,13 +47,16 @@ def missing_files(directory: Path) -> list[str]:
 
 
 def _is_of_checkpoint(path: PurePosixPath) -> bool:
-    """Return whether a relative path is a configuration, a tokenizer's file, a graph, a weight file or an index."""
+    """Return whether a checkpoint can contain a file with this relative path.
+
+    Of weight files and indexes, only those with the standard names count, not variants such as `.fp16`.
+    """
     folder = str(path.parent)
     if folder == ".":
         return path.name in {"model_index.json", CARD_FILE}
     if folder not in (*PARTS, *_TOKENIZERS) or path.suffix not in _SUFFIXES:
         return False
-    if ".safetensors" not in path.name:
+    if ".safetensors" not in path.name:  # a configuration, a file of a tokenizer, or a graph: any name counts
         return True
     stem = _WEIGHTS.get(folder)
     return stem is not None and _SHARD.sub(".safetensors", path.name) in {f"{stem}.safetensors", stem + _INDEX}

@@ -1,5 +1,6 @@
 """Read the configuration files of a checkpoint's parts, and validate the fields that this project uses."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,9 @@ from pydantic import Field, StrictInt, ValidationError, create_model
 from sd35.errors import CheckpointError
 from sd35.parsing import read_json, shown
 
-REMEDY = "Correct the file, or download or copy it again"
+REMEDY = "Correct this file, or download or copy it again"
 _WORDS = {"missing": "it is required", "unexpected_keyword_argument": "there is no such field"}  # by Pydantic's type
+_OF_PYTHON = re.compile(r", got .*| or an instance of .*")  # parts of Pydantic's messages that mean nothing to a user
 _Size = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 _Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -55,7 +57,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; check this file") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. {REMEDY}") from error
     except ValueError as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}. {REMEDY}") from error
     if not isinstance(content, dict):
@@ -67,6 +69,6 @@ def explain(error: ValidationError) -> str:
     """Return a text for a validation error: for each wrong field, its name, its value, and the allowed values."""
     return "; ".join(
         f"{'.'.join(map(str, item['loc']))}: got {'nothing' if item['type'] == 'missing' else shown(item['input'])};"
-        f" {_WORDS.get(item['type']) or item['msg'].replace('Input should be', 'allowed:')}"
+        f" {_WORDS.get(item['type']) or _OF_PYTHON.sub('', item['msg']).replace('Input should be', 'allowed:')}"
         for item in error.errors()
     )

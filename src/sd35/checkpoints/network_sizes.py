@@ -84,7 +84,7 @@ def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
 
 
 def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
-    """Estimate the number of parameters of one of NVIDIA's graphs from its files, at two bytes per parameter.
+    """Return the size of one of NVIDIA's graphs. Counts a parameter for every two bytes of its files.
 
     The transformer's parameters are computed from its configuration instead, because in FP8 some take one byte.
     """

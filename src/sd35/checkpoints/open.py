@@ -11,7 +11,7 @@ from sd35.checkpoints.hub.cache import cache_paths
 from sd35.checkpoints.layout import CARD_FILE, PARTS, missing_files
 from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, load_registry
 from sd35.checkpoints.weights.parameters import weights_of_file
-from sd35.errors import CheckpointError
+from sd35.errors import CheckpointError, InvalidSetting
 from sd35.parsing import shown
 
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
@@ -37,8 +37,8 @@ def open_checkpoint(
         transformer: The precision of NVIDIA's transformer graph. "auto" selects an existing one.
 
     Raises:
-        CheckpointError: The path does not exist or is of another kind, or a part is missing or damaged.
-        InvalidSetting: The registry file is not valid.
+        InvalidSetting: The path does not exist, or the registry file is not valid.
+        CheckpointError: The path is of another kind, or a part is missing or damaged.
     """
     try:
         files = tuple(path.expanduser().resolve() for path in weights)
@@ -72,7 +72,7 @@ def _open_path(
 ) -> Checkpoint:
     """Open NVIDIA's graphs, a single file, or a directory in the Diffusers layout.
 
-    Raises CheckpointError for anything else. The arguments are those of `open_checkpoint`; `files` are its `weights`.
+    Raises InvalidSetting for anything else. The arguments are those of `open_checkpoint`; `files` are its `weights`.
     """
     path = Path(location).expanduser().resolve()
     if graphs := find_graphs(path, transformer):
@@ -84,9 +84,7 @@ def _open_path(
         return _open_entry(registry[_identify(path)], path.stem, (path, *files))
     if not path.is_dir():
         names = ", ".join((EMBEDDED, *registry))
-        raise CheckpointError(
-            f"checkpoint: got {location!r}; allowed: an existing directory or file, or one of {names}"
-        )
+        raise InvalidSetting(f"checkpoint: got {location!r}; allowed: an existing directory or file, or one of {names}")
     return _open_directory(path, path.name, Card(), files)
 
 

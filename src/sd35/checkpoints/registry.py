@@ -52,7 +52,7 @@ def load_registry(registry_file: Path | None) -> dict[str, RegisteredCheckpoint]
         return built_in
     added = _read(registry_file.expanduser())
     if taken := sorted(added.keys() & {*built_in, EMBEDDED}):
-        raise InvalidSetting(f"registry: {registry_file}: {', '.join(taken)} cannot be redefined; use another name")
+        raise InvalidSetting(f"registry: {registry_file}: {', '.join(taken)} cannot be redefined; use other names")
     return {**built_in, **added}
 
 

@@ -21,8 +21,8 @@ def report_text(report: dict[str, Any]) -> str:
             f" (required: {quality['bar_db']:.0f} dB), lowest {min(quality['psnr_db']):.1f} dB"
         )
         lines.append(
-            f"  {sizes['products_fp8_share']:.1%} of the weights of attention and inner layers are in FP8; the"
-            f" transformer has {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} times its size in BF16"
+            f"  {sizes['products_fp8_share']:.1%} of the weights of attention and feed-forward layers are in FP8;"
+            f" the transformer has {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} times its size in BF16"
         )
         if report["exempt_blocks"]:
             lines.append(f"  not in FP8, for quality: blocks {', '.join(map(str, report['exempt_blocks']))}")

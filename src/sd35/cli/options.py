@@ -67,6 +67,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     flags = [_flag(name) for name in sorted(names, key=list(Settings.model_fields).index)]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        """Return a function with the command's parameters and the flags, for Typer. It calls the command."""
         parameters = dict(inspect.signature(command).parameters)
         takes_settings = parameters.pop("settings", None) is not None
         parameters.pop("flags", None)
@@ -74,7 +75,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
         @functools.wraps(command)
         def run(config: Path | None, **arguments: Any) -> None:  # noqa: ANN401  the types of the command's parameters
             """Separate the flags of settings from the command's own arguments, and run the command with both."""
-            if "checkpoints" in names:
+            if "checkpoints" in names:  # opening checkpoints may log
                 _log_to_stderr()
             given = {name: arguments.pop(name) for name in names}
             values = SettingFlags({name: value for name, value in given.items() if value is not None}, config)

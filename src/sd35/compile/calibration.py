@@ -108,7 +108,7 @@ def rank(backend: DiffusersBackend, calibration: Calibration, advance: Advance) 
 
 
 def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
-    """Round values to FP8 and convert them back to their type. Like the graph, clip values that are too large."""
+    """Round values to FP8 and convert them back to their type. Clip too large values, as a graph of `quantise` does."""
     in_fp8 = (values.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     return (in_fp8.float() * scale).to(values.dtype)
 

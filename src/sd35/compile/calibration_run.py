@@ -69,6 +69,8 @@ def run_calibration(
 ) -> CalibrationResult:
     """Calibrate and store the result in `folder`, or read it from there if it was built with the same key.
 
+    `key` is the key of the FP8 transformer in the build cache, which names everything that determines its content.
+
     Raises:
         InvalidSetting: The `diffusers` backend does not support the device.
         BackendUnavailable: PyTorch or the device is missing.

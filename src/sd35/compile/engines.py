@@ -2,7 +2,8 @@
 
 An engine has an optimization profile of TensorRT for each size bucket: the range of input shapes that it supports, and
 the shapes that it is fastest for. TensorRT-RTX builds without a GPU for any architecture that it supports. Standard
-TensorRT must build on the GPU that runs the engine. Here, a flavour is one of these two libraries.
+TensorRT must build on the GPU that runs the engine. Here, a flavour is one of these two libraries,
+and a part is the name of a network in the Diffusers layout, such as `transformer`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,8 @@ def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
     requested = list(dict.fromkeys(gpus or local))
     allowed = f"{flavour.name} {flavour.version} allows: {', '.join(supported or local) or 'only GPUs in this machine'}"
     if not requested:
-        raise InvalidSetting(f"--gpu: got none, and this machine has no GPU; {allowed}")
+        advice = f"name architectures: {', '.join(supported)}" if supported else "run this on the machine with the GPU"
+        raise InvalidSetting(f"--gpu: not given, and this machine has no GPU; {advice}")
     if unsupported := [gpu for gpu in requested if gpu not in (supported or local)]:
         raise InvalidSetting(f"--gpu: got {', '.join(unsupported)}; {allowed}")
     return [Target(flavour.name, flavour.version, gpu) for gpu in requested]

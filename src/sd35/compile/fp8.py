@@ -73,7 +73,7 @@ def build_fp8(
         return
     key["request"] = asdict(request)
     for name in ("device", "threads", "with_sensitivity"):
-        del key["request"][name]  # does not affect the graph
+        del key["request"][name]  # these do not affect the graph
 
     def write(folder: Path) -> None:
         """Build the transformer in a temporary folder of the build cache."""
@@ -95,7 +95,7 @@ def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
 def _quantise_and_evaluate(
     candidate: Checkpoint, model: ir.Model, request: CalibrationRequest, calibration: CalibrationResult, stages: Stages
 ) -> None:
-    """Write an FP8 transformer with its report to the folder of `candidate`, after checking the quality of its images.
+    """Write an FP8 transformer to the folder of `candidate`, check the quality of its images, and write the report.
 
     All blocks are quantised first. If the quality is too low, the first and the last block stay in BF16. Raises
     BuildFailed if the quality is then still too low, or too few parameters are in FP8.

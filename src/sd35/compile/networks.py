@@ -76,7 +76,10 @@ _WRAPPERS: Mapping[str, type[Wrapper]] = {
 
 @dataclass(frozen=True)
 class Graph:
-    """What to export: a network, the wrapper that adapts it, and the graph's inputs and outputs (`graph_tensors`)."""
+    """What to export: a network, the wrapper that adapts it, and the graph's inputs and outputs (`graph_tensors`).
+
+    `part` is the name of the network in the Diffusers layout, such as `transformer`.
+    """
 
     part: str
     wrapper: type[Wrapper]

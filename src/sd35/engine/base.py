@@ -33,7 +33,7 @@ class DeviceLimits:
         max_wait_s: An image is refused if its estimated wait is longer.
         memory_bytes: Working memory for denoising steps and for decoding, without the weights.
         max_slowdown: In lasting overload, an image is refused if images take this many times as long as they would
-            alone and its client already has a share of a batch. See `sd35.engine.scheduling.scheduler`.
+            alone and its client already has its share of a batch. See `sd35.engine.scheduling.scheduler`.
     """
 
     max_rows: int

@@ -99,7 +99,7 @@ class FallbackBuilder:
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
-                    log.exception("building failed, so the fallback stays in use; restart to retry", error=str(error))
+                    log.exception("building failed, so the fallback stays; fix this and restart", error=str(error))
         self._ended_s = time.monotonic()
 
     def _build_and_swap(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -135,7 +135,7 @@ class FallbackBuilder:
         Raises BuildFailed if the child fails. Also raises it after `stop`, but then `_build_all` does not log it.
         """
         command = self._command(arguments)
-        # The command has the settings as flags. An environment variable could contradict them.
+        # The command has the settings as flags. `SD35_...` variables could change settings that it leaves out.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with self._lock:
             if self._stopping.is_set():
@@ -165,7 +165,10 @@ class FallbackBuilder:
 
 
 def _end_process_group(child: subprocess.Popen[str]) -> None:
-    """End a child and the processes that it started with SIGTERM. After `_TERMINATE_S`, kill them with SIGKILL."""
+    """Send SIGTERM to a child and to the processes that it started.
+
+    If the child still runs after `_TERMINATE_S`, kill them with SIGKILL.
+    """
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):

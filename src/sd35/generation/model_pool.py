@@ -156,7 +156,10 @@ class ModelPool:
         self.models = {**self.models, model.name: model}
 
     def _warm_up(self, model: ModelInfo) -> None:
-        """Generate an image of the smallest size in one step."""
+        """Generate an image of the smallest size in one step.
+
+        Raises GenerationFailed if the image fails, or if the engine generated it in another profile after a failure.
+        """
         side_px = model.card.side_px[0]
         params = GenerationParams(" ", width=side_px, height=side_px, steps=1, seed=0)
         generated = self.submit(resolve(params, {model.name: model})).future.result()

@@ -49,8 +49,8 @@ def read_stored_image(png: bytes) -> EncodedImage:
     record = read_record(png)
     if image_format != "png":
         raise NotReplayable(
-            f"it is a {image_format.upper()} file, so its pixels are not exact; use the PNG file, which a service"
-            f" that stores the image returns at /v1/artifacts/{record.request.digest}"
+            f"it is {image_format.upper()} instead of PNG, so its pixels are not exact; use the PNG file, which a"
+            f" service that stores the image returns at /v1/artifacts/{record.request.digest}"
         )
     return EncodedImage(png, record, read_png(png)[0])
 

@@ -184,8 +184,7 @@ class GenerationService:
 
     def send_previews(self, digest: str) -> None:
         """Send previews from now on to all callers of the request with this digest, if it is in flight."""
-        in_flight = self._in_flight.get(digest)
-        if in_flight:
+        if in_flight := self._in_flight.get(digest):
             in_flight.previews = True
             if in_flight.handle:
                 self.pool.engine.send_previews(in_flight.handle)
@@ -196,8 +195,7 @@ class GenerationService:
 
     async def wait_for_running(self, timeout_s: float) -> None:
         """Wait until the images in flight have ended, for at most `timeout_s`."""
-        tasks = [in_flight.task for in_flight in self._in_flight.values() if in_flight.task]
-        if tasks:
+        if tasks := [in_flight.task for in_flight in self._in_flight.values() if in_flight.task]:
             await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
 
     def _forget(self, digest: str, in_flight: _InFlight) -> None:
@@ -222,7 +220,7 @@ class GenerationService:
         return decision, self._find_stored(request, owner, decision)
 
     def _find_stored(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
-        """Return the stored image, and add its owner. Returns None if it is missing or cannot be read."""
+        """Return the stored image, after adding `owner` to its owners. Return None if it is missing or unreadable."""
         blurred_or_not = [True] if decision is Decision.BLUR else [False, True]  # the filter may have blurred the image
         try:
             for is_blurred in blurred_or_not:
@@ -240,7 +238,7 @@ class GenerationService:
     async def _generate(
         self, in_flight: _InFlight, request: Request, requester: Requester, decision: Decision
     ) -> GeneratedImage:
-        """Submit a request to the engine, and report its progress. Cancelling this cancels the image."""
+        """Submit a request to the engine, and report its progress. Cancelling this coroutine cancels the image."""
         loop = asyncio.get_running_loop()
 
         def report_progress(progress: Progress) -> None:

@@ -50,7 +50,7 @@ def infotext(request: Request, maker: Maker | None) -> str:
 
 
 def extras(request: Request, maker: Maker | None) -> dict[str, object]:
-    """Return the settings, by name, that AUTOMATIC1111 does not have. Each is included only if it has an effect."""
+    """Return the settings, by name, that AUTOMATIC1111 does not have. Only those that apply are included."""
     settings: dict[str, object] = {}
     if request.skip_layer_scale:
         settings["Skip layer scale"] = request.skip_layer_scale

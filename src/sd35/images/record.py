@@ -69,7 +69,8 @@ def from_text(text: Mapping[str, str]) -> Record:
     """
     if missing := [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]:
         raise NotReplayable(
-            f"it does not say how it was generated, because its metadata has no {', '.join(missing)}; {USE_ORIGINAL}"
+            f"it does not say how it was generated, because its metadata has no {', '.join(missing)}; {USE_ORIGINAL},"
+            " if that has metadata"
         )
     canonical = text[REQUEST_KEY]
     if hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest() != text[DIGEST_KEY]:

@@ -49,7 +49,7 @@ class JobRunner:
     ) -> None:
         self.generation_service, self.store, self._on_end = generation_service, store, on_end
         self._max_running, self._max_queued = max_running, max_queued
-        self._holder = secrets.token_hex(8)  # the ID of this process as a holder of leases
+        self._holder = secrets.token_hex(8)  # the ID of this job runner as a holder of leases
         self._running: dict[str, asyncio.Task[None]] = {}  # by job ID, like `_progress`
         self._progress: dict[str, JobProgress] = {}
         self._wake = asyncio.Event()  # set to look for jobs now
@@ -148,8 +148,7 @@ class JobRunner:
         """
         self._is_closing = True
         self._wake.set()
-        running = list(self._running.values())
-        if running:
+        if running := list(self._running.values()):
             await asyncio.wait(running, timeout=shutdown_grace_s)
         for task in (*running, *self._loops):
             task.cancel()
@@ -158,8 +157,7 @@ class JobRunner:
         for progress in self._progress.values():
             progress.end()
         with suppress(StoreUnavailable):  # without an answer of the store, the leases of the jobs expire
-            released = await STORES.run(self.store.release, self._holder)
-            if released:
+            if released := await STORES.run(self.store.release, self._holder):
                 structlog.get_logger().info("unfinished jobs were queued again", jobs=released)
 
     async def _count_queued(self) -> int:
@@ -187,9 +185,10 @@ class JobRunner:
                     await self._wake.wait()
 
     async def _claim_once(self) -> None:
-        """Claim jobs until this process runs `max_running`, and start a task for each. Raises StoreUnavailable.
+        """Claim jobs until this process runs `max_running`, and start a task for each.
 
         After a failure of the engine, queue this process's jobs again instead, for the next start or another process.
+        Raises StoreUnavailable if the job store does not answer.
         """
         if not self.generation_service.pool.engine.is_running:
             if not self._running:
@@ -251,8 +250,8 @@ class JobRunner:
         except Sd35Error as error:
             return Failure(error.status, str(error))
         except Exception as error:  # noqa: BLE001  a job that triggers a bug must not be retried forever
-            structlog.get_logger().exception("unexpected error")
-            return Failure(500, f"unexpected error: {type(error).__name__}; see the server's log for this job's ID")
+            structlog.get_logger().exception("unexpected error; please report it with this traceback")
+            return Failure(500, f"unexpected error: {type(error).__name__}; find it in the server's log by job ID")
         if image.unstored:
             return Failure(image.unstored.status, str(image.unstored))
         return JobResult(image.request.digest, image.was_cached or image.was_shared, image.is_blurred)
@@ -291,11 +290,12 @@ class JobRunner:
         """Store the result of a job. Retries until the store answers, so that the image is not generated again."""
         while True:
             try:
-                await STORES.run(self.store.end, job.id, self._holder, time.time(), result)
+                has_ended = await STORES.run(self.store.end, job.id, self._holder, time.time(), result)
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
             else:
-                self._count_end(job, Status.SUCCEEDED if isinstance(result, JobResult) else Status.FAILED)
+                if has_ended:  # otherwise, this process no longer held the job
+                    self._count_end(job, Status.SUCCEEDED if isinstance(result, JobResult) else Status.FAILED)
                 return
 
     def _count_end(self, job: Job, status: Status) -> None:

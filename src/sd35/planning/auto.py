@@ -1,7 +1,7 @@
 """Choose a checkpoint for `auto`: the best of SD3.5 Large and Medium that fits in memory.
 
-It must be on disk, or there must be a token to download it. If neither model is available, `auto` chooses the embedded
-model, sd35-mini.
+The model must be on disk, or there must be a token to download it. If neither model is available, `auto` chooses the
+embedded model, sd35-mini.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,9 +26,9 @@ from sd35.settings import Settings
 AUTO = "auto"
 BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
 _WHY_STANDING_IN = (
-    "no weights of SD3.5 are on disk, and there is no token to download them, or the setting offline is on. Set"
-    " HF_TOKEN to a token of an account that accepted the licence, or put the weights in Hugging Face's cache"
-    " (HF_HOME), and start again"
+    "no weights of SD3.5 are on disk, and there is no token to download them, or the setting offline is on. Turn"
+    " offline off and set HF_TOKEN to a token of an account that accepted the licence, or put the weights in Hugging"
+    " Face's cache (HF_HOME), and start again"
 )
 
 
@@ -57,7 +57,7 @@ def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candi
         is_on_disk = cache.cache_status(find_registered(name, settings.registry)).is_complete
         why_unavailable = _why_unavailable(settings, is_on_disk=is_on_disk)
         is_any_available = is_any_available or not why_unavailable
-        yield Candidate(name, is_on_disk, why_unavailable or _why_not_fitting(settings, name, available))
+        yield Candidate(name, is_on_disk, why_unavailable or _why_not_loadable(settings, name, available))
     if not is_any_available:
         yield Candidate(EMBEDDED, is_on_disk=True, obstacle=None)
 
@@ -95,9 +95,11 @@ def why_standing_in(settings: Settings, name: str) -> str | None:
 
 
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
-    """Return the sizes of a checkpoint's networks. A registered checkpoint need not be on disk.
+    """Return the sizes of a checkpoint's networks.
 
-    Raises CheckpointError if another checkpoint is missing or unusable, InvalidSetting if the registry is malformed.
+    A registered checkpoint need not be on disk, unless the setting `weights` replaces some of its weights.
+
+    Raises CheckpointError if any other checkpoint is missing or unusable, InvalidSetting if the registry is malformed.
     """
     registry = load_registry(settings.registry)
     if name in registry and not settings.weights and not cache.cache_status(registry[name]).is_complete:
@@ -152,15 +154,15 @@ def _why_unavailable(settings: Settings, *, is_on_disk: bool) -> str | None:
     return None
 
 
-def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) -> str | None:
-    """Return the reason why a candidate does not fit in memory, or None if it fits.
+def _why_not_loadable(settings: Settings, name: str, available: AvailableMemory) -> str | None:
+    """Return why a candidate cannot be loaded: it lacks graphs that the backend needs, or does not fit in memory.
 
-    Only the last candidate may use sequential offload, because with it a candidate is much slower than the next one
-    without it.
+    Return None if it can be loaded. Only the last candidate may use sequential offload, because with it a candidate is
+    much slower than the next one without it.
     """
     network_sizes = network_sizes_of(name, settings)
     if BACKENDS[settings.backend].needs_graphs and not network_sizes.has_graphs:
-        return f"it has no ONNX graphs, which the backend {settings.backend} needs; choose another --backend"
+        return f"it has no ONNX graphs, which the backend {settings.backend} needs (choose another --backend)"
     plan = plan_for(settings, [network_sizes], available)
     is_last = name == BEST_FIRST[-1]
     allowed = [placement for placement in plan.placements if is_last or placement.offload != "sequential"]
@@ -169,6 +171,7 @@ def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) 
     least = min(placement.needed_bytes for placement in allowed)
     needed, free = size_text(least), size_text(available.device_bytes)
     if available.device == "cuda" and available.host_bytes is not None:
+        # All placements need the same host memory.
         needed += f" of device memory and {size_text(allowed[0].host_bytes)} of host memory"
         free += f" and {size_text(available.host_bytes)}"
     return f"it needs {needed}, but only {free} are available"

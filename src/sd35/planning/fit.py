@@ -124,7 +124,8 @@ def place_fallback(fallback: Settings, checkpoint_sizes: Sequence[NetworkSizes],
     if fallback_plan.chosen is None:
         tables = f"{plan_text(plan)}\n\nThe fallback, in the rest of the memory:\n\n{plan_text(fallback_plan)}"
         raise DoesNotFit(
-            f"{_do_not_fit(checkpoint_sizes)} with a fallback; leave out --fallback, or choose narrower precisions"
+            f"{_do_not_fit(checkpoint_sizes)} with a fallback; leave out --fallback, or choose precisions that"
+            " need less memory, with --precision (such as fp8) or in --fallback (BACKEND/PRECISION)"
             f"\n\n{tables}"
         )
     return fallback_plan.chosen

@@ -1,5 +1,7 @@
 """Compute the memory of weights, and the size of the largest tensor of each network, from the networks' shapes.
 
+The arguments `networks` have the configuration (`config.json`) of each network, by the network's name.
+
 `encode_values`, `step_values` and `decode_values` count the numbers in the tensor of a network's widest layer. A
 backend holds several such tensors at the same time. `MemoryUse` in its spec has this factor, which was measured and
 includes the runtime's own memory: see docs/benchmarks/history/memory.md.
@@ -47,7 +49,8 @@ def fp8_values(spec: BackendSpec, precision: str, name: str, config: Mapping[str
         return blocks_values(config)
     if (name, precision) != ("text_encoder_3", "fp8-storage"):
         return 0
-    # The matrices of a layer in FP8: q, k, v and o of the attention, and two of the three of the feed-forward layer.
+    # The matrices of a layer in FP8: q, k, v and o of the attention, and two of the three of the feed-forward
+    # layer. The third, `wo`, keeps its precision.
     attention, feed_forward = 4 * config["num_heads"] * config["d_kv"], 2 * config["d_ff"]
     return int(config["num_layers"] * config["d_model"] * (attention + feed_forward))
 

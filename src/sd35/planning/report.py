@@ -118,6 +118,7 @@ def _align(rows: Sequence[Iterable[str]]) -> list[str]:
 
 
 def _placement_json(plan: Plan, placement: Placement) -> dict[str, Any]:
+    """Return a placement of a plan as JSON values. Sizes are in bytes."""
     return {
         "offload": placement.offload,
         "tiled_decode": placement.tiled_decode,

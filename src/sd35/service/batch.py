@@ -18,10 +18,11 @@ class Batch:
     first image has made a step or is ready. If the service is overloaded then, they try again until it accepts them.
 
     Args:
-        service: Generates the images, and limits `at_once` to the `max_running` of its policy.
+        service: Generates the images.
         job_specs: The images.
         client: The unit of fair scheduling, as in `Caller.client`.
-        at_once: The maximum number of images at the same time.
+        at_once: The maximum number of images at the same time. If it exceeds the `max_running` of the service's
+            policy, `max_running` is the maximum.
         on_step: Called on the event loop after each step of an image.
         previews: Whether the progress includes previews.
 

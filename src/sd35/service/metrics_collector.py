@@ -49,7 +49,7 @@ def _by_label(values: Mapping[Label, float]) -> Samples:
 
 
 class MetricsCollector:
-    """Yields metrics to `prometheus_client`. Most have no value until the service is ready."""
+    """Yields metrics to `prometheus_client`. Those of the service have no value until it is ready."""
 
     def __init__(self, lifecycle: ServiceLifecycle) -> None:
         self._lifecycle = lifecycle
@@ -194,11 +194,11 @@ _READINGS: dict[MetricDescription, Read] = {
     ),
     _counter(
         "sd35_numerical_failures_total",
-        "Attempts at an image with invalid values: `not_finite`, or `uniform` (one colour).",
+        "Generations of images that failed numerically: `not_finite` values, or `uniform` (one colour).",
         "kind",
     ): (lambda service: _by_label(service.status.numerical_failures)),
     _counter(
-        "sd35_retried_images_total", "Images that were retried with a wider precision after a numerical failure."
+        "sd35_retried_images_total", "Images that were generated again in a wider precision after a numerical failure."
     ): _reader_of_status(lambda status: status.retried),
     _gauge("sd35_model_info", "Always 1: the models in use.", "model", "revision", "backend", "precision"): _model_info,
     _gauge("sd35_retention_paused", "1 while retention by age is paused because the clock cannot be trusted."): (
@@ -207,9 +207,9 @@ _READINGS: dict[MetricDescription, Read] = {
     _gauge("sd35_fallback_active", "1 while graphs or engines are built or loaded, and a fallback generates images."): (
         _reader_of_builder(lambda builder: builder.is_running)
     ),
-    _gauge("sd35_build_seconds", "Duration of the builds of graphs and engines, until now or their end."): (
-        _reader_of_builder(lambda builder: builder.took_s)
-    ),
+    _gauge(
+        "sd35_build_seconds", "Time since the builds of graphs and engines began, or their total after their end."
+    ): (_reader_of_builder(lambda builder: builder.took_s)),
     _counter("sd35_build_failures_total", "Builds of graphs or engines that failed."): (
         _reader_of_builder(lambda builder: builder.failures)
     ),

@@ -99,7 +99,7 @@ class Service:
         await asyncio.to_thread(self.storage.close)
 
     def model(self, name: str | None) -> ModelInfo:
-        """Return the model with this name or alias, or the first model for None. Raises UnknownModel."""
+        """Return the model with this name or alias, or the first model for None. Raises UnknownModel if none has it."""
         models = self.pool.models
         return find_model(models, self.policy.aliases.served(name, models))
 
@@ -131,8 +131,7 @@ class Service:
         if job.result is None:
             raise JobEnded(409, f"the job {job.id} was cancelled; use a new idempotency key")
         png = await self.generation_service.threads.run(self.storage.images.read, job.result.digest)
-        is_blurred = job.result.is_blurred
-        result = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
+        result = None if png is None else stored_result(job.spec.request, png, is_blurred=job.result.is_blurred)
         if result is None:
             return await self._regenerate(job, job.result.digest)
         return replace(result, was_cached=accepted.status.is_end or job.result.was_cached)
@@ -152,7 +151,7 @@ class Service:
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """Return the number of jobs ahead of each queued job, by job ID. Jobs that are not queued are left out.
 
-        Raises StoreUnavailable, like all methods below.
+        Raises StoreUnavailable if a store does not answer, like the public methods below.
         """
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await STORES.run(lambda: {job_id: self.storage.database.jobs.position(job_id) for job_id in queued})

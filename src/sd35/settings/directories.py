@@ -23,6 +23,8 @@ def why_not_writable(path: Path) -> str | None:
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return f"{refusal} is on a read-only file system; mount a volume there"
     status, process = existing.stat(), f"{os.geteuid()}:{os.getegid()}"
+    if status.st_uid == os.geteuid():
+        return f"{refusal} belongs to this user, but has mode {status.st_mode & 0o777:o}; run `chmod u+rwx {existing}`"
     owner = f"{status.st_uid}:{status.st_gid}"
     return (
         f"{refusal} belongs to {owner} (user:group, mode {status.st_mode & 0o777:o}), and this process is {process}."

@@ -67,12 +67,13 @@ def unknown_variables() -> list[str]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file by name. Raises InvalidSetting if it is not readable or has unknown keys."""
+    where = f"--config (SD35_CONFIG): {path}"
     try:
         content = read_toml(path)
     except OSError as error:
-        raise InvalidSetting(f"--config (SD35_CONFIG): {path} cannot be read: {error.strerror or error}") from error
+        raise InvalidSetting(f"{where} cannot be read: {error.strerror or error}; check the path") from error
     except ValueError as error:
-        raise InvalidSetting(f"--config (SD35_CONFIG): {path} is not valid TOML: {error}") from error
+        raise InvalidSetting(f"{where} is not valid TOML: {error}; correct the file") from error
     if unknown := sorted(content.keys() - Settings.model_fields.keys()):
         known = ", ".join(sorted(Settings.model_fields))
         keys = "key" if len(unknown) == 1 else "keys"
@@ -89,16 +90,14 @@ def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | No
         path: The file of settings, if any.
     """
     name = str(detail["loc"][0])
-    if name in sources:
-        source = sources[name]
-    elif os.environ.get(PREFIX + name.upper()):
-        source = PREFIX + name.upper()
-    else:
-        source = f"{path}: {name}"
+    value = str(detail["input"]) if isinstance(detail["input"], Path) else detail["input"]
+    variable = PREFIX + name.upper()
+    in_file = f"{path}: {name}" if path else name  # without a file, a default is invalid: there is no home directory
+    source = sources.get(name) or (variable if os.environ.get(variable) else in_file)
     if detail["type"] == "extra_forbidden":
         return f"{source}: there is no such setting; allowed: {', '.join(sorted(Settings.model_fields))}"
     # `database` may contain a password.
-    got = "a secret" if name in {"database", *secret_settings()} else repr(detail["input"])
+    got = "a secret" if name in {"database", *secret_settings()} else repr(value)
     return f"{source}: got {got}; {_allowed(detail)}"
 
 

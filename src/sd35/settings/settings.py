@@ -24,9 +24,9 @@ class Settings(  # Pydantic orders the fields from the last base class to the fi
     ServerSettings,
     BaseSettings,
 ):
-    """All settings. Each field is an environment variable `SD35_<NAME>`, a key of the file, and a flag.
+    """All settings. Each field is an environment variable `SD35_<NAME>` and a key of the file.
 
-    Create instances with `load_settings`.
+    All fields but secrets also have a flag. Create instances with `load_settings`.
     """
 
     model_config = SettingsConfigDict(

@@ -1,7 +1,7 @@
 """The database: jobs, API keys, owners of images, and the last trusted reading of the clock."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from sd35.access.keys import KeyStore
 from sd35.errors import InvalidSetting
@@ -14,6 +14,7 @@ from sd35.storage.memory.keys import MemoryKeyStore
 from sd35.storage.memory.ownership import MemoryOwnershipIndex
 from sd35.storage.ownership import OwnershipIndex
 
+Tables: TypeAlias = Literal["upgrade", "create", "require"]
 MEMORY = "memory"
 _ALLOWED = f"`{MEMORY}`, a file's path, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
 
@@ -37,19 +38,19 @@ def database_url(settings: Settings) -> str:
     return settings.database or str(settings.data_dir / "sd35.db")
 
 
-def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Database:
-    """Open a database. Creates it if missing, and upgrades its tables if an older version created them.
+def open_database(url: str, wait_s: float = 10.0, *, tables: Tables = "upgrade") -> Database:
+    """Open a database. By default, creates it if missing, and upgrades its tables if an older version created them.
 
     Args:
         url: `memory`, path of an SQLite file, or URL of an SQLite or PostgreSQL database.
         wait_s: Maximum wait for SQLite's lock, in seconds.
-        upgrade: If false, a missing or outdated database is an error and nothing is changed.
+        tables: "create": outdated tables are an error. "require": missing or outdated tables are an error.
 
     Raises:
         InvalidSetting: The URL is not allowed, the package for PostgreSQL is not installed, or SQLite's file is missing
-            and `upgrade` is false. The message never contains a password.
-        StoreUnavailable: The database cannot be used, or a newer version of this project created its tables. If
-            `upgrade` is false, also if an older version created them, or if there are none.
+            and `tables` is "require". The message never contains a password.
+        StoreUnavailable: The database cannot be used, or a newer version of this project created its tables. Also if
+            they are missing or outdated, and `tables` makes this an error.
     """
     if url == MEMORY:
         return Database(MemoryJobStore(), MemoryKeyStore(), MemoryOwnershipIndex(), MemoryClockStore(), MEMORY)
@@ -61,17 +62,17 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
     from sd35.storage.sql.upgrade import check_version, upgrade_schema
 
     parsed = parse_url(url, _ALLOWED)
-    if parsed.drivername == "sqlite" and not upgrade and not Path(parsed.database or "").exists():
+    if parsed.drivername == "sqlite" and tables == "require" and not Path(parsed.database or "").exists():
         raise InvalidSetting(
-            f"database: {parsed.database} does not exist. Create it by starting the service once (`sd35 serve`), or"
-            " correct the setting data_dir or database"
+            f"database: {parsed.database} does not exist. If the service has never run, start it once (`sd35 serve`)."
+            " Otherwise restore the file, or correct the setting data_dir or database"
         )
     database = SqlDatabase(parsed, wait_s)
     try:
-        if upgrade:
-            upgrade_schema(database)
-        else:
+        if tables == "require":
             check_version(database)
+        else:
+            upgrade_schema(database, only_create=tables == "create")
     except BaseException:
         database.close()
         raise

@@ -71,7 +71,8 @@ class ImageStore:
             check_file(name, content, checksums)
         except DamagedFile as error:
             self._on_damage()
-            structlog.get_logger().error("a stored image is damaged", file=name, reason=str(error))
+            remedy = "check the disk, and run `sd35 storage verify`"
+            structlog.get_logger().error("a stored image is damaged", file=name, reason=str(error), remedy=remedy)
             raise
         if not checksums:  # an older version stored the file; record a checksum for the next read
             with suppress(StoreUnavailable):
@@ -79,7 +80,10 @@ class ImageStore:
         return content
 
     def read(self, digest: str) -> bytes | None:
-        """Return the content of an image's PNG file, or None if the file is missing or damaged."""
+        """Return the content of an image's PNG file: the original if it is stored, otherwise the blurred one.
+
+        Returns None if the file is missing or damaged.
+        """
         with suppress(DamagedFile):
             for name in names_of(digest):
                 png = self.get(name)

@@ -50,7 +50,7 @@ def check_file(name: str, content: bytes, checksums: Collection[str]) -> None:
 def _check_png(name: str, content: bytes) -> None:
     """Check that a PNG file is complete, that every CRC is right, and that its record belongs to this file name.
 
-    Raises DamagedFile if not.
+    A blurred image needs no record. Raises DamagedFile if the file does not pass.
     """
     if not content.startswith(SIGNATURE):
         raise DamagedFile("it is empty" if not content else "it does not begin with the signature of a PNG file")
@@ -58,8 +58,8 @@ def _check_png(name: str, content: bytes) -> None:
     if kinds[:1] != [b"IHDR"] or b"IDAT" not in kinds:
         raise DamagedFile("it has no header or no image data")
     digest = digest_of(name)
-    has_record = name == name_of(digest)  # a blurred image has none, so that nobody can regenerate the original
-    if has_record and not _is_record_of(digest, texts):
+    is_blurred = name != name_of(digest)  # without a record, so that nobody can regenerate the original
+    if not is_blurred and not _is_record_of(digest, texts):
         raise DamagedFile("its record is missing or belongs to another image")
 
 

@@ -146,7 +146,7 @@ class JobStore(Protocol):
     Each call is one transaction, except `sweep`.
 
     A method that takes an `owner` treats jobs of other owners as missing. `owner=None` is an administrator, who sees
-    all jobs. A `holder` is the ID of a process that runs jobs. A webhook is due if it is to be sent now.
+    all jobs. A `holder` is the ID of a job runner in some process. A webhook is due if it is to be sent now.
     """
 
     def add(self, job: Job) -> Job:
@@ -187,7 +187,7 @@ class JobStore(Protocol):
         process has ended.
 
         Args:
-            holder: ID of the process that claims.
+            holder: ID of the job runner that claims.
             started_s: Start time to store in the jobs, in seconds since 1970. Leases do not depend on it.
             lease_s: Length of the lease in seconds. All holders use the same length.
             limit: Maximum number of jobs to claim.

@@ -70,7 +70,7 @@ def verify_images(images: ImageStore) -> VerificationReport:
             digest = digest_of(name)
             report.files += 1
             file_digests.add(digest)
-            if digest not in owned_digests and not index.owners(digest):  # nor now
+            if digest not in owned_digests and not index.owners(digest):  # it had none before, and has none now
                 report.without_owner += 1
     report.missing = [digest for digest in sorted(owned_digests - file_digests) if _is_missing(images, digest)]
     return report

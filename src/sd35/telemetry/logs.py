@@ -4,6 +4,7 @@ Terminals obey control characters, so text from clients and servers is escaped b
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -59,9 +60,8 @@ def _rendering_processors(log_format: LogFormat) -> list[structlog.typing.Proces
     """Return the last processors of structlog, which turn the fields of a line into text."""
     if not is_console(log_format):
         return [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
     return [escape_controls, _never_failing(renderer)]
 
 

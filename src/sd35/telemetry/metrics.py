@@ -183,7 +183,7 @@ class Metrics:
         self._decisions = self._counter("sd35_filter_decisions_total", text, "subject", "decision")
         self._not_stored = self._counter("sd35_unstored_images_total", "Images that could not be stored.")
         self._damaged = self._counter(
-            "sd35_damaged_images_total", "Reads of damaged image files. Such an image is generated again."
+            "sd35_damaged_images_total", "Reads of damaged image files. The next request generates the image again."
         )
         _start_at_0(self._images, ["generated", "failed", "refused", "cancelled"])
         _start_at_0(self._stage_s, STAGES)
@@ -215,7 +215,7 @@ class Metrics:
 
     def _add_job_metrics(self) -> None:
         """Create the metrics of jobs and webhooks."""
-        text = "Time from the acceptance of a job to its end in this process."
+        text = "For jobs that ran in this process: time from their acceptance to their end."
         self._job_s = self._histogram("sd35_job_duration_seconds", text, _LONG_S, "status")
         text = "Attempts to deliver webhooks: `delivered`, `postponed` or `given_up`."
         self._webhooks = self._counter("sd35_webhooks_total", text, "result")

@@ -28,6 +28,7 @@ def _never_raise(report: Callable[Arguments, None]) -> Callable[Arguments, None]
 
     @wraps(report)
     def safe(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        """Call `report`, and log an exception that it raises."""
         try:
             report(*args, **kwargs)
         except Exception:  # noqa: BLE001  the caller gets the image in any case

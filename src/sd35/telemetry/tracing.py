@@ -127,7 +127,7 @@ def note(**attributes: str | int) -> None:
 
 
 def _attributes(request: Request, stage: str) -> Attributes:
-    """Return the attributes of the span of a stage. Only "denoise" has any."""
+    """Return the attributes of the span of a stage. Only the span of "denoise" has attributes."""
     if stage != "denoise":
         return {}
     return {

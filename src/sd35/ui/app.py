@@ -31,7 +31,7 @@ class UiApp:
             server: URL of the service.
             cache_dir: Files are stored in a directory below it.
             body_timeout_s: Time for a request body to arrive, in seconds.
-            uses_proxies: Whether calls of the service use the proxies of the environment.
+            uses_proxies: Whether requests to the service go through the proxies that the environment names.
         """
         self._directory = _create_own_directory(cache_dir / "ui")
         self._client = Client(server, uses_proxies=uses_proxies)

@@ -184,7 +184,7 @@ class Client:
         """Raise ServiceError for network errors and malformed responses in the block."""
         try:
             yield
-        except httpx2.SSEError as error:
+        except httpx2.SSEError as error:  # a kind of TransportError, but the service has answered
             raise self._not_the_service() from error
         except httpx2.TransportError as error:
             raise ServiceError(f"The service at {self._server} does not answer. Try again in a few minutes.") from error
@@ -195,7 +195,7 @@ class Client:
         """Return the error for a response that an sd35 service does not give."""
         return ServiceError(
             f"The server at {self._server} is not an sd35 service of the same version as this page. The operator of"
-            " this page can correct its address."
+            " this page can correct the server's address, or update sd35."
         )
 
 

@@ -54,7 +54,7 @@ class Guard:
         self._is_closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, until its end or until `close`."""
+        """Check one request, and pass it on or refuse it. The response ends at the latest with `close`."""
         receive = limit_body_time(receive, self._body_timeout_s, lambda: _DISCONNECT)
         if error := self._check_request(scope):
             await error(scope, receive, send)
@@ -118,7 +118,7 @@ class Guard:
         return _check_post(path, Headers(scope=scope)) if method == "POST" else None
 
     def _is_used(self, method: str, path: str) -> bool:
-        """Return whether the user interface uses a method and path. A path to a file must be in `directory`."""
+        """Return whether the user interface uses a method and URL path. A URL of a file counts only in `directory`."""
         if method not in {"GET", "HEAD"}:
             return method == "POST" and bool(_POST_PATHS.fullmatch(path))
         if path.startswith(_FILE):

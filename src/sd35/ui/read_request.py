@@ -14,7 +14,7 @@ _LOST = "A file loses its settings if it is converted, edited, or sent through a
 def read_request(path: Path) -> Request:
     """Return the request of an image file.
 
-    Raises NotReplayable, with a message for the user, if the file has no request or it cannot be read.
+    Raises NotReplayable, with a message for the user, if the file is damaged or has no readable request.
     """
     file = path.read_bytes()
     if format_of(file) is None:

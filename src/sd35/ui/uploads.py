@@ -99,7 +99,7 @@ def _file_in(reader: FormReader) -> tuple[str, bytearray]:
 
 
 def _file_name(sent: str) -> str:
-    """Return a name for a file that was sent with a name or path: its end, without characters that may be refused."""
+    """Return a safe file name for an upload: the end of the sent name or path, without problematic characters."""
     name = _NOT_IN_NAMES.sub("", re.split(r"[/\\]", sent)[-1]).strip(". ")
     return name[-_NAME_CHARACTERS:].lstrip(". ") or "file"
 

@@ -76,7 +76,7 @@ def details(image: GeneratedImage) -> str:
 
 
 def image(image: GeneratedImage) -> str:
-    """Return an image that fills the available space, and links to its file in a new tab."""
+    """Return the HTML of an image that fills the available space. It links to the file, in a new tab."""
     width, height = image.request["width"], image.request["height"]
     address = escape(f"gradio_api/file={quote(image.path)}")
     return (

@@ -232,7 +232,7 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
         (lambda path, _: path.write_text("<!doctype html><p>401"), "found a web page"),
         (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
         (lambda path, _: path.write_bytes(b""), "found 0 bytes"),
-        (_truncate, r"bytes, found \d+; download the file again"),
+        (_truncate, r"bytes, found \d+; download or copy the file again"),
         (
             lambda path, _: write(path, {"unet.weight": torch.ones(2)}),
             "expected weights of SD3.5 .*, found unet.weight",

@@ -149,7 +149,7 @@ def test_the_failure_of_a_thread_ends_all_images(
     with pytest.raises(GenerationFailed, match=r"an engine thread failed \(SystemExit: from a library\); restart"):
         waiting.future.result(WAIT_S)
     assert handle.future.exception(WAIT_S) or handle.future.result()
-    with pytest.raises(NotReady, match="broken because its engine has failed; it must be restarted"):
+    with pytest.raises(NotReady, match="broken because its engine has failed; its operator must restart it"):
         submit(pool, "late")
 
 

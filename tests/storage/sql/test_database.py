@@ -134,13 +134,15 @@ def test_a_database_without_checksums_is_upgraded(database: str):
         connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
     before.close()
     with pytest.raises(StoreUnavailable, match=r"an older version of sd35 created it \(schema 0001, .* start the"):
-        open_database(database, upgrade=False)
+        open_database(database, tables="require")
+    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 created it \(schema 0001, .* start the"):
+        open_database(database, tables="create")
     stores, name = open_database(database), f"{'ab' * 32}.png"
     assert stores.ownership.owners("ab" * 32) == {"me"}
     assert stores.ownership.checksums(name) == {}
     stores.ownership.add_checksum(name, "1" * 64, 10)
     stores.close()
-    reopened = open_database(database, upgrade=False)
+    reopened = open_database(database, tables="require")
     assert reopened.ownership.checksums(name) == {"1" * 64: 10}
     reopened.close()
 
@@ -160,7 +162,7 @@ def test_only_a_migration_is_logged_in_one_line(database: str, tmp_path: Path, c
 
 def test_a_missing_database_is_not_created_without_upgrade(file: Path):
     with pytest.raises(InvalidSetting, match=rf"database: {file} does not exist"):
-        open_database(str(file), upgrade=False)
+        open_database(str(file), tables="require")
     assert not file.parent.exists()
 
 

@@ -149,7 +149,7 @@ def _render_error(api_error: ApiError, request_id: str) -> tuple[int, dict[str, 
     elif status in {406, 415, 422} or isinstance(error, UnknownModel):
         status, name = 400, "bad_request"
     elif status == 404 and error is None:
-        errors = [api_error.detail, f"of Stability's API, this server has POST {_PATH} only"]
+        errors = [api_error.detail, f"this server has only POST {_PATH} of Stability's API"]
     return status, ErrorBody(id=request_id, name=name, errors=errors or [api_error.detail]).model_dump()
 
 

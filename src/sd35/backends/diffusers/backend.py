@@ -240,8 +240,7 @@ def _check_layers(checkpoint: Checkpoint) -> None:
         last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
         if last >= count:
             raise CheckpointError(
-                f"{checkpoint.name}: skip_layers in the card (sd35.json or the registry) contains {last}; allowed: 0 to"
-                f" {count - 1}"
+                f"{checkpoint.name}: skip_layers (sd35.json or registry) contains {last}; allowed: 0 to {count - 1}"
             )
 
 

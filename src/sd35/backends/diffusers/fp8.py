@@ -79,7 +79,10 @@ def _to_fp8(precision: str, part: str, name: str, value: Tensor) -> Tensor:
 
 
 def torchao_config(precision: str, treatment: Treatment, shape: torch.Size) -> "AOBaseConfig":
-    """Return torchao's configuration for a matrix of shape `shape`. The treatment must be FP8 or WEIGHTS."""
+    """Return torchao's configuration for a matrix of shape `shape`. The treatment must be FP8 or WEIGHTS.
+
+    The matrix is multiplied in FP8 if the precision, the treatment and the shape allow this, otherwise in BF16.
+    """
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
 
     # PerRow gives inputs one scale per token. One scale for all tokens would depend on the other images in the batch.

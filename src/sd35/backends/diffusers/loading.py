@@ -131,8 +131,8 @@ class MappedFiles:
                 self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if stored.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{stored.file}: expected tensors in {', '.join(_DTYPES)}, found {stored.dtype}; convert it, or use"
-                " another file"
+                f"{stored.file}: expected tensors in {', '.join(_DTYPES)}, found {stored.dtype}; convert the"
+                " file, or use another"
             )
         if stored.nbytes == 0:  # torch.frombuffer does not allow an empty buffer
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
@@ -214,7 +214,7 @@ def _own_part(value: Tensor, weight: Weight) -> Tensor:
             f"{weight.stored.file}: expected a tensor that divides into {weight.of} equal parts, found shape"
             f" {list(value.shape)}; the file may be damaged, so download it again"
         )
-    return value.chunk(weight.of)[weight.part] if weight.of > 1 else value
+    return value.chunk(weight.of)[weight.index] if weight.of > 1 else value
 
 
 def _fill_buffers(network: nn.Module) -> None:

@@ -31,7 +31,7 @@ def check_weights(name: str, checkpoint: Checkpoint) -> None:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
             f"backend: got {name!r}, which reads graphs and not the weight files {files}; use --backend diffusers, or"
-            " open the checkpoint without these files"
+            " leave out these files (from --weights or --checkpoint)"
         )
 
 
@@ -148,6 +148,6 @@ def _check_positions(checkpoint: Checkpoint) -> None:
     max_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
     if checkpoint.card.side_px[1] > max_px:
         raise CheckpointError(
-            f"{checkpoint.name}: the card allows sides up to {checkpoint.card.side_px[1]} px, but the transformer only"
+            f"{checkpoint.name}: side_px allows sides up to {checkpoint.card.side_px[1]} px, but the transformer only"
             f" {max_px} px; lower side_px in sd35.json, or in the checkpoint's entry of the registry"
         )

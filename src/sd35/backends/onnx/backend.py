@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from sd35.backends.base import CHECK_FILES
 from sd35.backends.graphs.backend import GraphBackend, Graphs, check_weights, memory_of
 from sd35.backends.onnx.spec import SPEC
 from sd35.backends.options import Options
@@ -108,6 +109,4 @@ def _open_session(path: Path, model: Path | bytes, options: onnxruntime.SessionO
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common base class
-        raise CheckpointError(
-            f"{path} cannot be loaded: {error}; if it is damaged, download or build it again"
-        ) from error
+        raise CheckpointError(f"{path} cannot be loaded ({error}); {CHECK_FILES}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sd35.backends.base import CHECK_FILES
 from sd35.backends.graphs.backend import GraphBackend, Graphs, check_weights, memory_of
 from sd35.backends.openvino.spec import SPEC, is_compiled_twice
 from sd35.backends.options import Options
@@ -73,9 +74,7 @@ class _GraphOpener:
         try:
             return self._compile(path, part, threads)
         except RuntimeError as error:  # OpenVINO's errors have no other common base class
-            raise CheckpointError(
-                f"{path} cannot be loaded: {error}; if it is damaged, download or build it again"
-            ) from error
+            raise CheckpointError(f"{path} cannot be loaded ({error}); {CHECK_FILES}") from error
 
     def _compile(self, path: Path, part: str, threads: int) -> "_Graph":
         """Read a graph and compile it for any shape. Compile a small transformer for the default shape too."""

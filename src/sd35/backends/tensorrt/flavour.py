@@ -23,8 +23,8 @@ _LIBRARY_REMEDY = (
     " TensorRT with: pip install tensorrt"
 )
 _GPU_REMEDY = (
-    "TensorRT needs an NVIDIA GPU (in a container, run with --gpus all). Without one, choose another --backend;"
-    " `sd35 doctor` lists them"
+    "TensorRT needs an NVIDIA GPU and its driver (in a container, run with --gpus all). Without a GPU, choose another"
+    " --backend; `sd35 doctor` lists them"
 )
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 

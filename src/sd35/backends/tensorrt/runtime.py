@@ -146,9 +146,11 @@ class _Network:
     ) -> None:
         self._flavour, self._engine, self._buckets, self._workspace = flavour, engine, buckets, workspace
         self._cache_file = cache_file
-        streams = engine.weight_streaming_budget_v2 < engine.streamable_weights_size  # not all weights on the device
-        self._records_graphs = not streams and not flavour.is_rtx  # TensorRT-RTX records graphs itself
-        self._config, self._cache = self._configure(streams=streams)
+        streams_weights = (
+            engine.weight_streaming_budget_v2 < engine.streamable_weights_size
+        )  # not all weights on the device
+        self._records_graphs = not streams_weights and not flavour.is_rtx  # TensorRT-RTX records graphs itself
+        self._config, self._cache = self._configure(streams_weights=streams_weights)
         self._contexts: dict[int, Context] = {}
         self._calls: OrderedDict[tuple[torch.Size, ...], _Call] = OrderedDict()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -221,8 +223,8 @@ class _Network:
         return torch.empty(shape, dtype=dtypes[self._engine.get_tensor_dtype(name)], device="cuda")
 
     def _profile_of(self, inputs: Mapping[str, Tensor]) -> int:
-        """Return the index of the profile for the image size of `inputs`. Only latents and images have four axes."""
-        if not self._buckets:
+        """Return the index of the profile for the image size of `inputs`. Only latents have four axes."""
+        if not self._buckets:  # a text encoder, with one profile for all image sizes
             return 0
         height, width = next(tensor.shape[2:] for tensor in inputs.values() if tensor.ndim == 4)
         return bucket_for(self._buckets, (width * LATENT_PX, height * LATENT_PX))
@@ -241,7 +243,7 @@ class _Network:
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _configure(self, *, streams: bool) -> tuple[RuntimeConfig, RuntimeCache | None]:
+    def _configure(self, *, streams_weights: bool) -> tuple[RuntimeConfig, RuntimeCache | None]:
         """Return the configuration of contexts, and TensorRT-RTX's kernel cache (None for standard TensorRT).
 
         Contexts use the shared workspace. For TensorRT-RTX, also enables CUDA graphs unless weights are streamed.
@@ -252,7 +254,7 @@ class _Network:
         if not self._flavour.is_rtx:
             return config, None
         strategies = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = strategies.DISABLED if streams else strategies.WHOLE_GRAPH_CAPTURE
+        config.cuda_graph_strategy = strategies.DISABLED if streams_weights else strategies.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         if self._cache_file.is_file():
             cache.deserialize(self._cache_file.read_bytes())  # rejects a cache from another machine

@@ -66,7 +66,10 @@ class LoadClient:
         return RequestResult(request.class_name, request.row_steps, scheduled_s, end_s, answer.status, answer.message)
 
     async def _post(self, request: BenchRequest) -> tuple[ImageResponse, float]:
-        """Send a request. Returns the response, "failed" after a network error, and the time of its last byte."""
+        """Send a request. Returns the response, and when its last byte arrived (by `time.monotonic`).
+
+        After a network error, the response has the status "failed".
+        """
         try:
             response = await self._client.post(self.dialect.path, **self.dialect.build_request(request))
         except httpx2.HTTPError as error:

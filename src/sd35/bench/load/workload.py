@@ -157,7 +157,7 @@ def read_workload(path: Path) -> Workload:
         content: Any = read_toml(path) if path.suffix == ".toml" else read_json(path)
     except OSError as error:
         reason = error.strerror or error
-        raise InvalidSetting(f"--workload: {path} cannot be read: {reason}; allowed: a TOML or JSON file") from error
+        raise InvalidSetting(f"--workload: {path} cannot be read ({reason}); check the path") from error
     except ValueError as error:
         form = "TOML" if path.suffix == ".toml" else "JSON"
         raise InvalidSetting(

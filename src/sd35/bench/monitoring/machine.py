@@ -157,7 +157,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(folder: Path) -> str | None:
-    """Return the commit of a directory's checkout, followed by + if files were changed. None without git."""
+    """Return the commit of a directory's checkout, followed by + if files were changed. None if git knows none."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)  # noqa: S603

@@ -126,7 +126,10 @@ class Judge:
 
 
 def find_background(image: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return the background's name, and its median colour in an image (uint8 `[H, W, 3]`) as float `[3]`."""
+    """Return the background's name, and the median colour of an image's border as float `[3]`.
+
+    The name is that of the colour of `BACKGROUNDS` nearest to the median. The image is uint8 `[H, W, 3]`.
+    """
     border = np.concatenate([image[:4].reshape(-1, 3), image[-4:].reshape(-1, 3)])
     border = np.concatenate([border, image[:, :4].reshape(-1, 3), image[:, -4:].reshape(-1, 3)])
     colour = np.median(border, axis=0)
@@ -139,7 +142,7 @@ def _find_ink(image: np.ndarray, colour: np.ndarray, threshold: int) -> np.ndarr
 
 
 def _despeckle(ink: np.ndarray) -> np.ndarray:
-    """Drop pixels with fewer than two inked pixels among their eight neighbours."""
+    """Return a mask without pixels that have fewer than two inked pixels among their eight neighbours."""
     padded = np.pad(ink, 1).astype(np.uint8)
     height, width = ink.shape
     # The sum of the nine shifted masks counts the inked pixels around each pixel, and the pixel itself.

@@ -16,7 +16,7 @@ _SECONDS = "seconds since the start of the measurement"
 
 
 def result_charts(result: Result) -> Iterator[str]:
-    """Draw all figures for which the result has data."""
+    """Yield the HTML of each figure for which the result has data."""
     if any(load.offered_per_s for load in result.loads):
         yield _draw_latency_over_load(result)
     yield _draw_requests(result)
@@ -32,7 +32,7 @@ def result_charts(result: Result) -> Iterator[str]:
 
 
 def matrix_charts(matrix: Matrix) -> Iterator[str]:
-    """Draw the images a second and the 95th percentile of latency of each combination that ran."""
+    """Yield the HTML of two figures: images a second, and 95th percentile of latency, of each combination that ran."""
     ran = [cell for cell in matrix.cells if not cell.skip_reason]
     rates = [(cell.name, cell.images_per_s.value) for cell in ran if cell.images_per_s]
     latencies = [(cell.name, cell.p95_s.value) for cell in ran if cell.p95_s]

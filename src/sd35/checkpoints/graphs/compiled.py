@@ -107,9 +107,9 @@ def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, tar
 
 
 def graph_fingerprint(graphs: OfficialGraphs, part: str) -> Key:
-    """Return the key field `graph`, the fingerprint of a graph of `sd35 compile`, or no field for NVIDIA's graphs.
+    """Return the field `graph` of an engine's key, as a dict: the fingerprint of a graph of `sd35 compile`.
 
-    The revision covers NVIDIA's graphs already.
+    The dict is empty for NVIDIA's graphs, because the field `revision` covers them already.
     """
     fingerprint = fingerprint_of(graphs.path(part).parent)
     return {"graph": fingerprint} if fingerprint else {}
@@ -139,9 +139,10 @@ def compiled_engines(
 
 
 def _current_graph(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
-    """Return the key field `graph` for the graph that is in the cache now, or no field if there is no such graph.
+    """Return the field `graph` of an engine's key, as a dict, for the graph that is in the cache now.
 
-    An engine may be used without its graph, for example if only the engines were copied to the GPU's machine.
+    The dict is empty if there is no such graph. An engine may be used without its graph, for example if only the
+    engines were copied to the GPU's machine.
     """
     if cache_dir is None or checkpoint.graphs:
         return {}

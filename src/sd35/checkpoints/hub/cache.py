@@ -27,7 +27,7 @@ _CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CachePaths:
-    """The directories of a repository, of the snapshot of one revision, and of locks. They may not exist."""
+    """The directories of a repository, of the snapshot of one commit, and of locks. They may not exist."""
 
     repository: Path
     snapshot: Path
@@ -83,7 +83,7 @@ def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         file, reason = error.filename or cache_paths(entry).repository, error.strerror or error
-        raise CheckpointError(f"{entry.name} cannot be {action}: {file}: {reason}; correct this first") from error
+        raise CheckpointError(f"{entry.name} cannot be {action} ({file}: {reason}); correct this and retry") from error
 
 
 def snapshot_files(paths: CachePaths) -> list[str]:
@@ -119,9 +119,9 @@ def discard(path: Path) -> None:
 
 
 def remove(entry: RegisteredCheckpoint) -> int:
-    """Delete a registered checkpoint's revision and incomplete downloads. Return the number of freed bytes.
+    """Delete a registered checkpoint's snapshot, its files, and incomplete downloads. Return the number of freed bytes.
 
-    Files that other revisions share are kept. Permissions are checked before anything is deleted.
+    Files that snapshots of other commits share are kept. Permissions are checked before anything is deleted.
 
     Raises CheckpointError if the checkpoint is not on disk, or the cache is damaged or not writable.
     """
@@ -137,7 +137,7 @@ def remove(entry: RegisteredCheckpoint) -> int:
 
 
 def _delete_revision(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
-    """Delete incomplete downloads and the revision. Return the number of freed bytes.
+    """Delete incomplete downloads, the snapshot, and the files that only it uses. Return the number of freed bytes.
 
     Raises CheckpointError if Hugging Face's library does not recognise the repository.
     """

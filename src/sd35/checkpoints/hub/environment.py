@@ -82,7 +82,7 @@ def hub_token() -> str | None:
 
 
 def _check_timeout(value: str) -> None:
-    """Raise ValueError if the library or a socket would not accept the value as a timeout."""
+    """Raise ValueError if a value is not a whole number of seconds in the range. Sockets refuse far longer timeouts."""
     if not 0 <= int(value) <= _MAX_TIMEOUT_S:
         raise ValueError
 

@@ -36,7 +36,7 @@ def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
         hub_token()
         yield
     except OfflineModeIsEnabled as error:
-        raise DownloadFailed("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and forbids downloads; unset it") from error
+        raise DownloadFailed("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids downloads; unset both") from error
     except HfHubHTTPError as error:
         raise DownloadFailed(_http_error(entry, error)) from error
     except (HTTPError, InvalidURL) as error:
@@ -72,8 +72,8 @@ def _access_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     page, tokens = f"{_endpoint()}/{entry.repository}", f"{_endpoint()}/settings/tokens"
     if error.response.status_code == 401 and hub_token() is None:
         return (
-            f"{entry.repository} is gated or does not exist, and no token was found: accept its licence at {page},"
-            f" create a token at {tokens}, and provide it with `hf auth login` or HF_TOKEN; then {retry_command(entry)}"
+            f"{entry.repository} is gated or does not exist, and no token was found: check its name, accept its licence"
+            f" at {page}, get a token at {tokens}, and set HF_TOKEN or run `hf auth login`; then {retry_command(entry)}"
         )
     if error.response.status_code == 401:
         return (

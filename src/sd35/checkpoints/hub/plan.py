@@ -86,7 +86,7 @@ def has_size(path: Path, file: HubFile) -> bool:
 
 
 def _stored_bytes(paths: CachePaths, file: HubFile) -> int:
-    """Return how many bytes of a file are in the cache, from another revision or an incomplete download."""
+    """Return how many bytes of a file are in the cache, from another commit or an incomplete download."""
     partial = paths.partial(file.checksum)
     if has_size(paths.blob(file.checksum), file):
         return file.size_bytes

@@ -6,7 +6,7 @@ Stability's single files name the transformer's parameters as in the reference c
 scheme, the weights of q, k and v share one tensor. Norms that have only a scale and a shift store them in the opposite
 order.
 
-This module needs no tensor library.
+A part of a checkpoint is a network, by the name of its folder. This module needs no tensor library.
 """
 
 import re
@@ -48,14 +48,14 @@ class Weight:
 
     Attributes:
         stored: The tensor in the file.
-        part: The index of the parameter among the parts of the tensor.
-        of: The number of parts of the tensor. Each is one parameter.
+        index: The index of the parameter among the equal parts of the tensor.
+        of: The number of equal parts of the tensor. Each is one parameter.
         swapped: Whether the file has the two halves of the first axis in the opposite order.
         scale: In a scaled FP8 file, the factor for the stored values: one number, or one for each row.
     """
 
     stored: Stored
-    part: int = 0
+    index: int = 0
     of: int = 1
     swapped: bool = False
     scale: Stored | None = None
@@ -206,13 +206,14 @@ class _TransformerNames:
         match = self._BLOCK.fullmatch(name)
         if match is None:
             target = self._top_name(name)
+            # The last norm of the transformer has only a scale and a shift.
             yield target, replace(weight, swapped=target.startswith("norm_out."))
             return
         layer, stream, stem, kind = int(match[1]), match[2], match[3], match[4]
         block = f"transformer_blocks.{layer}."
         if targets := self._QKV.get((stream, stem)):
-            for part, target in enumerate(targets):
-                yield f"{block}{target}.{kind}", replace(weight, part=part, of=3)
+            for index, target in enumerate(targets):
+                yield f"{block}{target}.{kind}", replace(weight, index=index, of=3)
             return
         names = self._IMAGE if stream == "x_block" else self._TEXT
         # The last block's text stream ends in the attention, so its norm has a scale and a shift, but no gates.

@@ -86,7 +86,7 @@ def _read_errors(file: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{file} cannot be read as safetensors: {reason}; check or replace the file") from error
+        raise CheckpointError(f"{file} cannot be read as safetensors: {reason}; check or replace this file") from error
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -155,4 +155,4 @@ def _printable(name: str) -> str:
 
 def _broken(file: Path, expected: str, found: str) -> CheckpointError:
     """Build the error for a damaged file."""
-    return CheckpointError(f"{file}: expected {expected}, found {found}; download the file again")
+    return CheckpointError(f"{file}: expected {expected}, found {found}; download or copy the file again")

@@ -34,9 +34,9 @@ app = typer.Typer()
 class CompileOptions:
     """The options of a build, as text from the command line.
 
-    `size`, `steps` and `prompts` apply to the images that calibrate and evaluate FP8. For None, they are the model's
-    size and steps, and the prompts of the package. `gpus`, `shapes` and `rows` apply to TensorRT engines. For None,
-    they are the GPUs of this machine, the model's sizes, and `DEFAULT_ROWS`.
+    `size`, `steps` and `prompts` apply to the images that calibrate and evaluate FP8. Their defaults, for None, are the
+    model's size and steps, and the prompts of the package. `gpus`, `shapes` and `rows` apply to TensorRT engines. Their
+    defaults are the GPUs of this machine, the model's sizes, and `DEFAULT_ROWS`.
     """
 
     precision: GraphPrecision
@@ -182,8 +182,8 @@ def _find_or_build_graphs(
     if graphs := checkpoint.graphs:
         if options.target == "onnx":
             raise InvalidSetting(
-                f"--checkpoint: {graphs.directory} already contains graphs; allowed with --target onnx: checkpoints"
-                " with weights"
+                f"--target: got onnx, but {graphs.directory} already contains ONNX graphs; serve them with --backend"
+                " onnx, or build engines with --target tensorrt"
             )
         if options.has_calibration_options:
             raise InvalidSetting(
@@ -223,6 +223,7 @@ def _engine_builder(
     shapes = EngineShapes(buckets_of(options.shapes or "", checkpoint.card), options.rows or DEFAULT_ROWS)
 
     def build(graphs: OfficialGraphs, stages: Stages) -> dict[str, dict[str, int]]:
+        """Build the engines for all targets. Return their sizes, as described above."""
         builder = EngineBuilder(checkpoint, graphs, shapes, flavour)
         sizes = {}
         for target in targets:
@@ -234,7 +235,10 @@ def _engine_builder(
 
 
 def _calibration_request(checkpoint: Checkpoint, settings: Settings, options: CompileOptions) -> "CalibrationRequest":
-    """Return the images that calibrate and evaluate FP8: the model's defaults, changed by the options."""
+    """Return the prompts, size and steps of the images that calibrate and evaluate FP8.
+
+    They are the model's defaults, changed by the options.
+    """
     from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.prompts import calibration_prompts, evaluation_prompts
     from sd35.compile.reference_sampling import recipe_of
@@ -271,7 +275,7 @@ def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise InvalidSetting(f"--prompts: {path} cannot be read ({error.strerror or error})") from error
+        raise InvalidSetting(f"--prompts: {path} cannot be read ({error.strerror or error}); check the path") from error
     except UnicodeDecodeError as error:
         raise InvalidSetting(f"--prompts: {path} is not text in UTF-8 ({error}); convert it") from error
     if len(lines) < _MIN_PROMPTS:

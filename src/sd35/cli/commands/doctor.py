@@ -68,7 +68,7 @@ def _show(report: DoctorReport) -> None:
 
 
 def _role(report: DoctorReport, backend: str) -> str:
-    """Return a note for the backends that the settings name, or nothing for others."""
+    """Return a note for the backends that the settings name, or "" for others."""
     if backend == report.backend:
         return " (selected)"
     return " (fallback)" if backend == report.fallback else ""

@@ -142,7 +142,7 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        raise InvalidSetting(f"--output: {path} cannot be written: {error.strerror or error}") from error
+        raise InvalidSetting(f"--output: cannot write {path} ({error.strerror or error}); use another file") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

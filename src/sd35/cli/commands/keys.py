@@ -30,8 +30,9 @@ _with_database = with_settings("data_dir", "database")
 def keys() -> None:
     """Create, list and revoke API keys: who may use the service, and how much.
 
-    As soon as a key exists, requests need a key, except for health checks, documentation and signed links. Keys are
-    stored in the service's database: use the same --data-dir and --database as for `sd35 serve`.
+    As soon as a key exists, requests need a key, except for health checks, documentation, the pages
+    of the user interface, and signed links. Keys are stored in the service's database: use the same --data-dir and
+    --database as for `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -110,7 +111,7 @@ def list_(*, as_json: AsJson = False, settings: Settings) -> None:
     for key in keys:
         print(_as_text(key))
     if not keys:
-        print("There are no keys. Create one with: sd35 keys add NAME", file=sys.stderr)
+        print("There are no keys. Create one with `sd35 keys add NAME` and the same settings.", file=sys.stderr)
 
 
 @app.command()
@@ -153,8 +154,8 @@ def open_(*, settings: Settings) -> None:
         if count:
             amount = "1 key" if count == 1 else f"{count} keys"
             raise InvalidSetting(
-                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys. Set another"
-                " --database, or create a key with: sd35 keys add NAME"
+                f"database: {name} has {amount}, including revoked ones, so the service still requires one; allowed: a"
+                " database without keys. If all keys are lost or revoked, create one with: sd35 keys add NAME"
             )
     marker = KeysMarker(settings.data_dir)
     was_set = marker.is_set
@@ -162,7 +163,7 @@ def open_(*, settings: Settings) -> None:
         marker.clear()
     except OSError as error:
         raise InvalidSetting(
-            f"data_dir: {marker.path} cannot be deleted ({error.strerror}); run this command as the owner of data_dir"
+            f"data_dir: {marker.path} cannot be deleted ({error.strerror}); run this as a user who may write there"
         ) from error
     if was_set:
         print("From its next start on, the service requires no keys. Anyone who can reach it may use it.")
@@ -177,8 +178,8 @@ def _record_keys_required(settings: Settings, database: str) -> None:
         marker.set(database)
     except OSError as error:
         print(
-            f"WARNING: {marker.path} cannot be written ({error.strerror}); make data_dir writable. This file records"
-            " that the service requires keys. Without it, a service that loses its database is open to everyone",
+            f"WARNING: {marker.path} cannot be written ({error.strerror}). Without this file, the service is open to"
+            " everyone if its database is lost. Make data_dir writable, then start the service: it writes the file",
             file=sys.stderr,
         )
 
@@ -190,7 +191,7 @@ def _open_database(settings: Settings) -> AbstractContextManager[Database]:
             f"database: got {MEMORY!r}; allowed here: a file or a PostgreSQL URL, because a database in memory is lost"
             " when this command ends"
         )
-    return closing(open_database(database_url(settings)))
+    return closing(open_database(database_url(settings), tables="create"))
 
 
 def _as_dict(key: Key) -> dict[str, object]:

@@ -36,7 +36,7 @@ def measure(
     [bold]Examples[/bold]
 
       sd35 measure
-      sd35 measure --checkpoint ~/models/sd3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
+      sd35 measure --backend diffusers --checkpoint ~/models/sd3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
     """
     checkpoint = open_checkpoints(settings)[0]
     card = checkpoint.card

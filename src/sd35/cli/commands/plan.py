@@ -53,7 +53,8 @@ def plan(
     """Show how a checkpoint fits in memory: where its networks go, the peak, and the alternatives.
 
     Needs neither the weights nor the GPU: --vram plans for a CUDA device with that much memory. Without --backend,
-    plans for a backend that can run the checkpoint there. Exits with 1 if nothing fits; `serve` would not start.
+    plans for a backend that can run the checkpoint on the device, which may not be the default of `serve`. Exits with
+    1 if nothing fits; `serve` would not start.
 
     [bold]Examples[/bold]
 
@@ -90,7 +91,7 @@ def _choose_auto(settings: Settings, memory: AvailableMemory) -> str:
 
 
 def _workload(work: Workload, width: int | None, height: int | None, rows: int | None) -> Workload:
-    """Return `work` with the sizes that are given. Raises InvalidSetting for an invalid size."""
+    """Return `work` with the given width, height and rows. Raises InvalidSetting for an invalid width or height."""
     for name, side in (("--width", width), ("--height", height)):
         if side is not None and (side <= 0 or side % SIZE_MULTIPLE_PX):
             raise InvalidSetting(f"{name}: got {side}; allowed: positive multiples of {SIZE_MULTIPLE_PX}")

@@ -69,7 +69,7 @@ def _read_image(file: Path) -> EncodedImage:
     try:
         return read_stored_image(file.read_bytes())
     except OSError as error:
-        raise NotReplayable(f"{file} cannot be read: {error.strerror or error}") from error
+        raise NotReplayable(f"{file} cannot be read ({error.strerror or error}); check the path") from error
     except NotReplayable as error:
         raise NotReplayable(f"{file} cannot be replayed: {error}") from error
 

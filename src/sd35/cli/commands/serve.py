@@ -21,9 +21,9 @@ def serve(*, settings: Settings) -> None:
 
     [bold]Examples[/bold]
 
-      sd35 serve --checkpoint sd3.5-medium
+      sd35 serve --checkpoint sd3.5-medium --backend diffusers
       sd35 serve --host 0.0.0.0 --port 80
       sd35 serve --precision fp8 --fallback onnx/float32
-      sd35 serve --checkpoint sd35-mini --checkpoint sd3.5-medium --checkpoint ~/models/mine
+      sd35 serve --backend diffusers --checkpoint sd3.5-medium --checkpoint ~/models/mine
     """
     run_server(settings)

@@ -111,7 +111,7 @@ def _find_measured(times: StepTimes, sizes: Sequence[str]) -> list[ShapeTimes]:
 
 
 def _as_dict(report: Report) -> dict[str, object]:
-    """Return a report for --json. `latency_s` has the percentiles of all images, and of each number of steps."""
+    """Return a report for --json. `latency_s` has percentiles of all images, and of each number of steps."""
     latency_s = {
         "all" if steps is None else str(steps): {
             f"p{percent}": round(report.percentile_s(percent, steps), 4) for percent in _PERCENTILES

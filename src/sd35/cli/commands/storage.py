@@ -53,7 +53,7 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
             " are lost when the service ends"
         )
     blobs = open_blob_store(settings, check=False)
-    with closing(open_database(database_url(settings), upgrade=False)) as database:
+    with closing(open_database(database_url(settings), tables="require")) as database:
         report = verify_images(ImageStore(blobs, database.ownership))
     if as_json:
         print(json.dumps(asdict(report), indent=2))

@@ -28,8 +28,8 @@ def synth(
 ) -> None:
     """Create a checkpoint with a real model's shapes and random weights, to measure speed.
 
-    It needs no licence, and its images are noise. In bfloat16, sd3.5-medium takes 16 GB of disk, sd3.5-large 28 GB.
-    Needs the extra `diffusers`.
+    The checkpoint needs no licence, and its images are noise. In bfloat16, sd3.5-medium takes 16 GB of disk,
+    sd3.5-large 28 GB. Needs the extra `diffusers`.
 
     [bold]Examples[/bold]
 

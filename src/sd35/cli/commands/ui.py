@@ -53,7 +53,7 @@ def ui(
 ) -> None:
     """Serve only the user interface, for a service on another machine.
 
-    `sd35 serve` has the same user interface. Use this command for a service that runs without it.
+    `sd35 serve` has the same user interface. Use this command for a service that runs without a user interface.
 
     [bold]Examples[/bold]
 

@@ -274,7 +274,7 @@ class LocalEngine:
             self._generations[retry.submitted_digest] = retry
             self._changed.notify_all()
         structlog.get_logger().warning(
-            "numerical failure, retrying in another profile",
+            "numerical failure; generating the image again in a wider precision",
             digest=retry.submitted_digest,
             happened=error.happened,
             profile=retry.work.request.profile,

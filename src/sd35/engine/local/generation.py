@@ -140,7 +140,7 @@ class Generation:
             first = self.first_failure.happened
             remedy = f"the first attempt failed too ({first}), so try another seed or other values"
         elif info.narrowness:
-            remedy = "set a wider `precision`, or a `fallback` that retries such images in a wider one"
+            remedy = "set a wider `precision`, or a `fallback` in a wider one, or try another seed"
         else:
             remedy = "try another seed or other values"
         return NumericalFailure(kind, happened, remedy)

@@ -24,7 +24,7 @@ def report_progress(waiters: Iterable[tuple[Generation, Waiter]], previews_per_s
                 previews[generation] = _with_preview(generation, previews_per_s)
             waiter.on_progress(previews[generation] if waiter.previews else generation.progress())
         except Exception:  # noqa: BLE001  a caller's mistake must not end an image
-            structlog.get_logger().exception("a progress callback failed; the image goes on")
+            structlog.get_logger().exception("a progress callback failed; the image is not affected")
 
 
 def learn_preview(generation: Generation, pixels: Pixels) -> None:
@@ -32,7 +32,7 @@ def learn_preview(generation: Generation, pixels: Pixels) -> None:
     try:
         generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
     except Exception:  # noqa: BLE001  the image itself is intact
-        structlog.get_logger().exception("the preview map could not learn from an image; previews do not improve")
+        structlog.get_logger().exception("an image could not improve the previews; the image is not affected")
 
 
 def _with_preview(generation: Generation, previews_per_s: float) -> Progress:
@@ -44,5 +44,5 @@ def _with_preview(generation: Generation, previews_per_s: float) -> Progress:
     try:
         return progress._replace(preview=generation.preview())
     except Exception:  # noqa: BLE001  for example too little memory on the device
-        structlog.get_logger().exception("a preview could not be computed; the image goes on without it")
+        structlog.get_logger().exception("a preview could not be computed; the image is not affected")
         return progress

@@ -163,7 +163,7 @@ class Scheduler(Generic[Key]):
         return self._decoding.key
 
     def decoded(self) -> None:
-        """End the current decoding. Remove its image, which is generated now, if it was not cancelled meanwhile."""
+        """End the current decoding. Remove its image, which is complete now, if it was not cancelled meanwhile."""
         assert self._decoding
         assert self._decoding.has_begun
         key, self._decoding = self._decoding.key, None
@@ -246,7 +246,8 @@ class Scheduler(Generic[Key]):
             if keys and not (self.costs.is_measured(shape) and has_room):
                 break
             queue.take()
-            # New and idle clients start at the service level of the clients in the batch.
+            # New and idle clients start at the level. It is the service of the least served client before this image.
+            # For the first image, the service after it counts: if batches have one image, the level would lag behind.
             before_s = entry.account.served_s
             entry.account.served_s += (new_rows - rows) * row_s
             self._level_s = max(self._level_s, before_s if keys else entry.account.served_s)
@@ -262,7 +263,7 @@ class Scheduler(Generic[Key]):
         return min(memory_bytes, self.limits.memory_bytes)
 
     def _reserve_decoding(self) -> None:
-        """Reserve memory for the next decoding if enough is free."""
+        """Reserve memory for the next decoding if enough is free. Does nothing while another is reserved or runs."""
         if self._decoding is None and self._to_decode:
             key = next(iter(self._to_decode))
             needed = self._at_most_all(self.costs.decode_bytes(self._backlog.images[key].item.shape))

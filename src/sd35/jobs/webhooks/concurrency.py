@@ -86,7 +86,7 @@ class InFlight:
         return copied
 
     def start(self, receiver: Receiver) -> None:
-        """Occupy a slot for a webhook."""
+        """Occupy a slot for a webhook to a receiver. Remembers the order of starts for `choose`."""
         self._receivers[receiver] += 1
         self._starts += 1
         for key in (receiver.owner, receiver):
@@ -95,7 +95,7 @@ class InFlight:
         _forget_oldest(self._last_start)
 
     def end(self, receiver: Receiver) -> None:
-        """Free the slot of a webhook."""
+        """Free the slot of a webhook to a receiver."""
         self._receivers[receiver] -= 1
         if not self._receivers[receiver]:
             del self._receivers[receiver]
@@ -158,7 +158,7 @@ class InFlight:
         return None
 
     def _count_load(self) -> _Load:
-        """Return the numbers of the webhooks that this process is sending."""
+        """Count the webhooks that this process is sending: in total, by owner, by host, and to slow hosts."""
         load = _Load()
         for receiver in self._receivers.elements():
             load.add(receiver, is_slow=receiver.host in self._slow_hosts)

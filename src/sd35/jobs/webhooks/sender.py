@@ -107,15 +107,16 @@ class Sender:
             await self._transport.aclose()
 
     async def start_due(self, sending: asyncio.TaskGroup) -> None:
-        """Claim the due webhooks that get a slot, and start a task in `sending` for each. Raises StoreUnavailable."""
+        """Claim the due webhooks that get a slot, and start a task in `sending` for each.
+
+        Raises StoreUnavailable if the job store does not answer.
+        """
         if self._in_flight.is_full:
             return
-        chosen = await STORES.run(self._choose, self._in_flight.copy())
-        if not chosen:
-            return
-        for delivery in await STORES.run(self._store.claim_webhooks, self._clock(), chosen):
-            self._in_flight.start(delivery.receiver)
-            sending.create_task(self._send(delivery))
+        if chosen := await STORES.run(self._choose, self._in_flight.copy()):
+            for delivery in await STORES.run(self._store.claim_webhooks, self._clock(), chosen):
+                self._in_flight.start(delivery.receiver)
+                sending.create_task(self._send(delivery))
 
     def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
         """Return the number of webhooks to start for each receiver.
@@ -132,8 +133,8 @@ class Sender:
         try:
             with log_errors(_UNAVAILABLE):
                 await self._deliver(delivery)
-            lookup = self._transport.lookup_of(delivery.url)
-            if lookup:  # the attempt has timed out, but its DNS lookup is still running
+            if lookup := self._transport.lookup_of(delivery.url):
+                # The attempt has timed out, but its DNS lookup is still running.
                 await asyncio.wait([lookup])
         finally:
             self._in_flight.end(delivery.receiver)
@@ -172,7 +173,7 @@ class Sender:
         except (httpx2.TransportError, OSError) as error:
             return _Attempt(f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001  a bug here must not stop other webhooks
-            structlog.get_logger().exception("unexpected error")
+            structlog.get_logger().exception("unexpected error; please report it with this traceback")
             return _Attempt(type(error).__name__)
         finally:
             self._in_flight.note_speed(delivery.receiver.host, is_slow=time.monotonic() - began_s >= _SLOW_S)

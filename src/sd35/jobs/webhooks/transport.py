@@ -105,7 +105,8 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         host = request.url.raw_host.decode()
         addresses = await self._resolver.resolve(host)
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
-        failure: Exception = httpx2.ConnectError("the host has no public address")  # if `allowed` is empty
+        # Raised if `allowed` is empty.
+        failure: Exception = httpx2.ConnectError("the host has no public address, and webhook_allow_private is off")
         # Below, the address replaces the name in the URL. The server's certificate must still match the name. The Host
         # header is already set.
         request.extensions |= {"sni_hostname": host, "timeout": {"connect": _CONNECT_S}}

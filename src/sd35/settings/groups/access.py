@@ -18,7 +18,7 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     trusted_proxies: Annotated[CommaSeparated[str], Flag("NETWORKS")] = Field(
         (),
         description="Addresses and networks of trusted reverse proxies. Their `X-Forwarded-For` and `X-Forwarded-Proto`"
-        " headers are used. Those of other senders are ignored. Separated by commas (in the file, a list).",
+        " headers are used. Headers of other senders are ignored. Separated by commas (in the file, a list).",
     )
     allowed_hosts: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (),

@@ -30,11 +30,11 @@ class ComputeSettings(BaseModel, title="Compute", defer_build=True):
     fallback: Annotated[str | None, Flag("BACKEND")] = Field(
         None,
         description="Second backend that `serve` loads, such as `diffusers` or `onnx/float32`. It generates images"
-        " while the graphs or engines of the first backend are built. If its precision is wider, it also repeats images"
-        " with numerical failures.",
+        " while the graphs or engines of the first backend are built. If its precision is wider, it also generates an"
+        " image again if its generation fails numerically (values that are not finite, or one colour).",
     )
     device: Annotated[str, Flag("DEVICE")] = Field(
-        "auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ..."
+        "auto", description="Device to compute on: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (a GPU if possible)."
     )
     offload: Annotated[Literal["auto", "none", "encoders", "model", "sequential"], Flag("NETWORKS")] = Field(
         "auto",

@@ -19,8 +19,8 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
     concurrency: Annotated[int, Flag("IMAGES")] = Field(
         0,
         ge=0,
-        description="Maximum number of images at a time for each API key (each client address if there are no keys); 0"
-        " is unlimited.",
+        description="Maximum number of images at a time for each API key (each client address if there are no keys)."
+        " Jobs do not count. 0 is unlimited.",
     )
     pixels_per_hour: Annotated[int, Flag("PIXELS")] = Field(
         0,
@@ -35,8 +35,8 @@ class LimitSettings(BaseModel, title="Limits", defer_build=True):
         0,
         ge=0,
         description="Maximum number of images that are waiting or being generated. Further requests get the HTTP"
-        " status 429. 0 means 1.25 times `max_batch_rows`, or `max_batch_rows` + 2 if that is more, and during lasting"
-        " overload only as many as keep the device busy, so that accepted images wait less.",
+        " status 429. 0 means 1.25 times `max_batch_rows`, or `max_batch_rows` + 2 if that is more. With 0, the service"
+        " accepts fewer images during lasting overload: only as many as keep the device busy.",
     )
     max_wait_s: Annotated[float, Flag("SECONDS")] = Field(
         600, gt=0, description="Maximum estimated wait of an image, in seconds. Above it, requests get status 429."

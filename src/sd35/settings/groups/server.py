@@ -23,7 +23,7 @@ class ServerSettings(BaseModel, title="Server", defer_build=True):
     )
     ui: Annotated[Literal["auto", "off"], Flag("WHEN")] = Field(
         "auto",
-        description="Whether to serve the user interface at `/`: `auto`, if the extra `ui` is installed, or `off`.",
+        description="Whether to serve the user interface at `/`: `auto` (if the extra `ui` is installed) or `off`.",
     )
     root_path: Annotated[str, Flag("PATH", default="none")] = Field(
         "",

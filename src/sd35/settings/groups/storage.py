@@ -62,7 +62,7 @@ class StorageSettings(BaseModel, title="Storage", defer_build=True):
     keep_metadata: bool = Field(
         default=True,
         description="Record in each image file how it was generated. A request can turn this off for its"
-        " own image. To turn it off for all: `SD35_KEEP_METADATA=false`, or `false` in the file.",
+        " own image. To turn it off for all: `SD35_KEEP_METADATA=false`, or `keep_metadata = false` in the file.",
     )
 
     @field_validator("cache_dir", "data_dir")

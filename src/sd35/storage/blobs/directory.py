@@ -54,8 +54,8 @@ class DirectoryStore(PathBlobStore):
         """Yield the paths of all files. Raises StoreUnavailable if the directory does not exist."""
         if not self._directory.exists():
             raise StoreUnavailable(
-                f"the image store {self.address} cannot be listed: the directory does not exist. Create it by starting"
-                " the service once (`sd35 serve`), or correct the setting data_dir or image_store"
+                f"the image store {self.address} cannot be listed: the directory does not exist. If the service has"
+                " never run, start it (`sd35 serve`). Otherwise restore the directory, or set data_dir or image_store"
             )
         for folder in self._folders():
             yield from (f"{folder.name}/{path.name}" for path in folder.iterdir())

@@ -53,7 +53,7 @@ def _default_directory(data_dir: Path) -> Path:
                 former.rename(directory)
     except OSError as error:
         raise InvalidSetting(
-            f"image_store: {former} cannot be renamed to {directory.name}: {error.strerror}. Rename it yourself, or set"
-            " image_store to its path"
+            f"image_store: {former}, the image directory of an earlier version, cannot be renamed to {directory.name}:"
+            f" {error.strerror}. Rename it yourself, or set image_store to {former}"
         ) from error
     return directory

@@ -29,7 +29,7 @@ class _Entry:
 
     Attributes:
         job: State of the job.
-        holder: The process that holds the lease. None without a lease.
+        holder: ID of the job runner that holds the lease. None without a lease.
         lease_until_s: When the lease expires, by the monotonic clock in seconds.
         due_s: When the webhook is due, in seconds since 1970. None if no webhook is to be sent.
         attempts: Number of failed attempts to send the webhook.

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sd35.errors import InvalidSetting, StoreUnavailable
 
 _CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # in libpq's units: seconds and milliseconds
-_UNLIMITED = -1  # as SQLAlchemy's `max_overflow`
+_UNLIMITED = -1  # as SQLAlchemy's `max_overflow`: connections to a file are cheap, so no thread waits for one
 
 
 def parse_url(text: str, allowed: str) -> URL:
@@ -138,7 +138,10 @@ class SqlDatabase:
     def _translate_errors(self) -> Iterator[None]:
         """Translate errors of the block to StoreUnavailable. First checks that SQLite's file is still in its place."""
         if self.path and not _has_inode(self.path, self._inode):  # open connections would write to the removed file
-            raise self.unavailable("its file was removed or replaced while it was in use; restart the service")
+            raise self.unavailable(
+                "its file was removed or replaced while it was in use; stop the service, put the file back (otherwise"
+                " the service creates an empty one), and start it again"
+            )
         try:
             yield
         except DBAPIError as error:

@@ -1,9 +1,9 @@
 """Detect which processes that ran jobs of an SQLite database have ended.
 
-Each process that holds leases on jobs, called a holder, locks a file next to the database. The operating system frees
-the lock when the process ends, even if it is killed. A holder without a locked file is therefore dead. This is known at
-once and does not depend on a clock. All processes that share an SQLite database run on one machine, so they see the
-same locks.
+Each job runner that holds leases on jobs, called a holder, has an ID, and its process locks a file of that name next to
+the database. The operating system frees the lock when the process ends, even if it is killed. A holder without a locked
+file is therefore dead. This is known at once and does not depend on a clock. All processes that share an SQLite
+database run on one machine, so they see the same locks.
 """
 
 import errno
@@ -22,7 +22,7 @@ _SUFFIX = ".lock"
 
 
 class HolderLocks:
-    """Locks a file for each holder of this process, and tests the files of other holders. Thread-safe.
+    """Locks a file for each holder in this process, and tests the files of other holders. Thread-safe.
 
     On a file system without working locks, no holder counts as dead, and leases expire only by time.
 
@@ -70,7 +70,7 @@ class HolderLocks:
             return [holder for holder in others if _delete_if_free(self._path(holder))]
 
     def release(self, holder: str) -> None:
-        """Unlock and delete the file of a holder of this process. Does nothing if this process has not locked it."""
+        """Unlock and delete the file of a holder that runs in this process. Does nothing without an earlier `hold`."""
         with self._mutex:
             if lock := self._held.pop(holder, None):
                 with suppress(OSError):  # another process deletes a file that remains
@@ -78,7 +78,7 @@ class HolderLocks:
                 lock.release()
 
     def close(self) -> None:
-        """Release all holders of this process."""
+        """Release all holders in this process."""
         for holder in list(self._held):
             self.release(holder)
 

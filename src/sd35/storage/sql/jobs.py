@@ -194,7 +194,7 @@ class SqlJobStore:
                 return total
 
     def close(self) -> None:
-        """Release the holders of this process, and close all connections."""
+        """Release the holders in this process, and close all connections."""
         self._leases.close()
         self.database.close()
 

@@ -1,6 +1,6 @@
 """Decide when leases of jobs in an SQL database expire.
 
-A lease is a process's temporary claim to a job. The process that holds it is its holder.
+A lease is a job runner's temporary claim to a job. The job runner is called the lease's holder.
 """
 
 import time
@@ -19,7 +19,7 @@ class Leases:
     With PostgreSQL, the clock of the database server measures leases. With SQLite, the monotonic clock measures them:
     all processes of a machine share it. After a reboot, it starts again at zero.
 
-    With SQLite, a lease also expires when its holder no longer locks its file (see `HolderLocks`).
+    With SQLite, a lease also expires when the holder's process has ended and its file is unlocked (see `HolderLocks`).
     """
 
     def __init__(self, database: SqlDatabase) -> None:
@@ -65,6 +65,6 @@ class Leases:
         return or_(by_time, jobs.c.holder.in_(dead)) if dead else by_time
 
     def close(self) -> None:
-        """Release all holders of this process."""
+        """Release all holders in this process."""
         if self._holders:
             self._holders.close()

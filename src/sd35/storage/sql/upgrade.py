@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, column, inspect, select, table
 
+from sd35.errors import StoreUnavailable
 from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.holders import NO_LOCKS
 from sd35.storage.sql.tables import VERSION
@@ -19,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 _VERSIONS = table("alembic_version", column("version_num"))
 
 
-def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
+def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0, *, only_create: bool = False) -> None:
     """Create the tables if they are missing, or upgrade those of an older version, in one transaction.
 
     If several processes start at once, one of them upgrades and the others wait. If the tables are of this version,
@@ -28,12 +29,14 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
     Args:
         database: The database to upgrade.
         wait_s: Maximum wait for another process, in seconds.
+        only_create: Whether tables of an older version are an error.
 
     Raises:
-        StoreUnavailable: The database cannot be used, or a newer version of this project created it.
+        StoreUnavailable: The database cannot be used, or a newer version of this project created it. With
+            `only_create`, also if an older version created it.
     """
     if not database.path:
-        _upgrade(database)
+        _upgrade(database, only_create)
         return
     lock = FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600, fallback_to_soft=False)
     try:
@@ -52,7 +55,7 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
     try:
         with database.read() as connection:  # the file stores this mode, so it is set before other processes use it
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        _upgrade(database)
+        _upgrade(database, only_create)
     finally:
         lock.release()
 
@@ -64,14 +67,11 @@ def check_version(database: SqlDatabase) -> None:
     _check_not_newer(database, version)
     if version is None:
         raise database.unavailable(
-            "it has no tables of sd35. Create them by starting the service once (`sd35 serve`), or correct the setting"
-            " database"
+            "it has no tables of sd35. If the service has never run, start it once (`sd35 serve`). Otherwise restore"
+            " the database, or correct the setting database"
         )
     if version != VERSION:
-        raise database.unavailable(
-            f"an older version of sd35 created it (schema {version}, but this version needs {VERSION}); start the"
-            " service once to upgrade it"
-        )
+        raise _outdated(database, version)
 
 
 def config_for(connection: Connection) -> "Config":
@@ -83,14 +83,16 @@ def config_for(connection: Connection) -> "Config":
     return config
 
 
-def _upgrade(database: SqlDatabase) -> None:
-    """Run the missing migrations, and log that. Raises StoreUnavailable if the tables are of a newer version."""
+def _upgrade(database: SqlDatabase, only_create: bool) -> None:  # noqa: FBT001
+    """Run the missing migrations, and log that. Raises StoreUnavailable like `upgrade_schema`."""
     with database.write() as connection:
         database.lock(connection, _LOCK)
         version = _version(connection)
         if version == VERSION:
             return
         _check_not_newer(database, version)
+        if version and only_create:
+            raise _outdated(database, version)
         from alembic import command
 
         command.upgrade(config_for(connection), VERSION)
@@ -113,3 +115,10 @@ def _check_not_newer(database: SqlDatabase, version: str | None) -> None:
             f"a newer version of sd35 created it (schema {version}, but this version supports up to {VERSION}); install"
             " the newer version again, or use another database"
         )
+
+
+def _outdated(database: SqlDatabase, version: str) -> StoreUnavailable:
+    return database.unavailable(
+        f"an older version of sd35 created it (schema {version}, but this version needs {VERSION}); start the service"
+        " once to upgrade it"
+    )

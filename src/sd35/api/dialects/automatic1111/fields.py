@@ -93,10 +93,11 @@ def _check_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
 
 
 def _is_off(script: object) -> bool:
-    """Return whether the `args` of a script turn it off: they are empty, the first is false, or all units are off.
+    """Return whether the `args` of a script turn it off.
 
-    A unit is an object among the `args`, with the settings of one ControlNet or one detector. Without `args`,
-    AUTOMATIC1111 runs a script with its defaults, and then the script does nothing.
+    They do if they are empty, if the first is false, or if all units are off and either the first is empty or the
+    others are switches. A unit is an object among the `args`, with the settings of one ControlNet or one detector.
+    Without `args`, AUTOMATIC1111 runs a script with its defaults, and then the script does nothing.
     """
     arguments = script.get("args") if isinstance(script, dict) else script
     if is_unset(arguments):

@@ -43,7 +43,7 @@ async def set_options(request: Request) -> None:
     """
     settings, service = read_settings(await read_object(request)), service_of(request)
     if service.policy.has_metadata and not settings.has_metadata:
-        allowed = "true in this route, or false in the field override_settings of a call"
+        allowed = "true in this route; for false, use the field override_settings of POST /sdapi/v1/txt2img"
         raise InvalidRequest("enable_pnginfo", False, allowed)  # noqa: FBT003
     if name := served_name(settings.checkpoint, service):
         model = find_model(service.pool.models, name)
@@ -80,7 +80,8 @@ def served_name(requested: str | None, service: Service) -> str | None:
     """Return the name of the model that a client requests by name, title, file name, hash or alias.
 
     None means that the client requests no model, or an alias of the default model. Aliases are allowed unless
-    `strict_dialects` is set. A name that matches no model is returned unchanged.
+    `strict_dialects` is set. A name that matches no model is returned too, perhaps without its ending: `find_model`
+    refuses it.
     """
     models, aliases = service.pool.models, service.policy.aliases
     if not requested:
@@ -92,6 +93,7 @@ def served_name(requested: str | None, service: Service) -> str | None:
         known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_CHARS]}]"}
         if requested in {*known, revision, revision[:HASH_CHARS]}:
             return name
+    # Clients may append the ending of a file or title to an alias. But some aliases contain such an ending themselves.
     if not aliases.is_strict and requested not in aliases.aliases:
         requested = _ENDING.sub("", requested)
     return aliases.served(requested, models)

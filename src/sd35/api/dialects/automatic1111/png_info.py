@@ -62,7 +62,7 @@ async def png_info(request: Request) -> Response:
 
 
 def _too_many_images() -> ApiError:
-    limits = f"{MAX_RECEIVED_BYTES_EACH} bytes at once from one caller and {MAX_RECEIVED_BYTES} from all callers"
+    limits = f"{MAX_RECEIVED_BYTES_EACH} bytes at once from one client, and {MAX_RECEIVED_BYTES} from all"
     detail = f"too many images are being received (allowed: {limits}); try again in 1 s"
     return ApiError(429, detail, headers={"Retry-After": "1", "Connection": "close"})
 

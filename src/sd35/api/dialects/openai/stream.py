@@ -45,6 +45,7 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
     first = await wait_while_connected(request, anext(events))
 
     async def all_events() -> AsyncIterator[bytes]:
+        """Yield the first event and all later ones. An error becomes the last event."""
         try:
             yield first
             async for event in events:
