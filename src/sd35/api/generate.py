@@ -122,7 +122,9 @@ async def running_batch(
 
 
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
-    """Generate all images of a call, and return their results in order. If the client disconnects, leave the batch.
+    """Generate all images of a call, and return their results in order.
+
+    If the client disconnects, cancels the images that are not jobs.
 
     Raises ClientDisconnect, and the errors of `running_batch` and `Batch.results`.
     """

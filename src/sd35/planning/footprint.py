@@ -1,10 +1,10 @@
-"""Compute the memory of weights, and the size of the largest tensor of each network, from the networks' shapes.
+"""Compute the memory of weights, and the size of the tensors of each network, from the networks' shapes.
 
 The arguments `networks` have the configuration (`config.json`) of each network, by the network's name.
 
-`encode_values`, `step_values` and `decode_values` count the numbers in the tensor of a network's widest layer. A
-backend holds several such tensors at the same time. `MemoryUse` in its spec has this factor, which was measured and
-includes the runtime's own memory: see docs/benchmarks/history/memory.md.
+`encode_values`, `step_values` and `decode_values` count the numbers in the tensors that dominate a network's memory.
+A backend holds several times as many numbers. `MemoryUse` in its spec has this factor, which was measured and includes
+the runtime's own memory: see docs/benchmarks/history/memory.md.
 """
 
 from collections.abc import Mapping
@@ -55,20 +55,20 @@ def fp8_values(spec: BackendSpec, precision: str, name: str, config: Mapping[str
     return int(config["num_layers"] * config["d_model"] * (attention + feed_forward))
 
 
-def encode_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int) -> int:
+def encode_values(networks: Mapping[str, Mapping[str, Any]], t5_tokens: int) -> int:
     """Count the values of T5's two largest tensors for one prompt: a feed-forward layer's and the attention scores."""
     t5 = networks["text_encoder_3"]
-    return int(text_tokens * (t5["d_ff"] + t5["num_heads"] * text_tokens))
+    return int(t5_tokens * (t5["d_ff"] + t5["num_heads"] * t5_tokens))
 
 
-def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Workload) -> int:
-    """Count the values of a tensor that holds the tokens of all rows at the transformer's width.
+def step_values(networks: Mapping[str, Mapping[str, Any]], t5_tokens: int, work: Workload) -> int:
+    """Count the values of the transformer's hidden states: all tokens of all rows, at its hidden width.
 
-    The tensor inside a feed-forward layer is four times as large. The measured factors account for it.
+    The tensor inside a feed-forward layer is four times as large. The measured factor `MemoryUse.step` includes that.
     """
     transformer = networks["transformer"]
     patch_px = LATENT_PX * transformer["patch_size"]
-    tokens = work.width_px * work.height_px // patch_px**2 + networks["text_encoder"][_CLIP_TOKENS] + text_tokens
+    tokens = work.width_px * work.height_px // patch_px**2 + networks["text_encoder"][_CLIP_TOKENS] + t5_tokens
     return int(work.rows * tokens * transformer["num_attention_heads"] * transformer["attention_head_dim"])
 
 

@@ -83,15 +83,15 @@ class NetworkPlacement:
         """Return the memory that a phase needs in addition to the loaded weights, to compute or to read files."""
         factors = self.spec.devices[self.device].memory
         configs = {name: network.config for name, network in self.network_sizes.networks.items()}
-        text_tokens = self.network_sizes.card.max_sequence_length
+        t5_tokens = self.network_sizes.card.max_sequence_length
         match phase:
             case "reading":
                 return self._reading_bytes()
             case "encoding":
-                computing = factors.encode * self._bytes_per_value * encode_values(configs, text_tokens)
+                computing = factors.encode * self._bytes_per_value * encode_values(configs, t5_tokens)
                 return max(int(computing), self._casting_bytes(TEXT_ENCODERS))
             case "steps":
-                computing = factors.step * self._bytes_per_value * step_values(configs, text_tokens, work)
+                computing = factors.step * self._bytes_per_value * step_values(configs, t5_tokens, work)
                 computing += self._widened_bytes("transformer")
                 return max(int(computing), self._casting_bytes(("transformer",)))
         values = factors.decode * decode_values(configs, work, tiled=self.tiled_decode)

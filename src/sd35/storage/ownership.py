@@ -31,7 +31,7 @@ class OwnershipIndex(Protocol):
         """Delete an image with all its owners and checksums."""
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record the SHA-256 and the size of one valid content of a file. Does nothing if nobody owns the image.
+        """Record a valid SHA-256 of a file, with its size. Does nothing if nobody owns the image.
 
         A file may have several checksums. Two versions of this project may encode the same image differently and write
         it at the same time, and neither knows which of the two files the store keeps.

@@ -46,7 +46,7 @@ class MemoryOwnershipIndex:
             self._delete(digest)
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record the SHA-256 and the size of one valid content of a file."""
+        """See `OwnershipIndex.add_checksum`."""
         digest = digest_of(name)
         with self._lock:
             if digest in self._images:

@@ -58,7 +58,7 @@ class SqlOwnershipIndex:
             _delete_checksums(connection, digest)
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record the SHA-256 and the size of one valid content of a file."""
+        """See `OwnershipIndex.add_checksum`."""
         row = {"name": name, "sha256": checksum, "size": size_bytes, "digest": digest_of(name)}
         with self._database.write(is_durable=False, is_single=True) as connection:
             connection.execute(self._add_checksum, row)
