@@ -1,4 +1,4 @@
-"""What FP8 saves and costs: the size of the weights on disk and in memory, and the quality of the images.
+"""Measure the size of FP8 weights on disk and in memory, and the quality of their images.
 
 The sizes are compared with those of BF16 and float32, and the images with those of float32. Runs only when named,
 because compiling the graphs into build/fp8 takes minutes.

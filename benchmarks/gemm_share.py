@@ -1,4 +1,4 @@
-"""How close a denoising step comes to the rate at which this machine multiplies matrices, and what takes its time.
+"""Compare the rate of a denoising step with that of a plain product of matrices, and list what takes the step's time.
 
 The rate is measured in the same run, with matrix products (GEMMs) of the model's shapes. The fastest of NumPy, PyTorch
 and ONNX Runtime counts. PyTorch counts the floating-point operations of a step: all matrix products, including those of

@@ -1,4 +1,4 @@
-"""Whether SD3.5 Medium's transformer can be compiled at its real size within 24 GiB of memory.
+"""Check that SD3.5 Medium's transformer can be compiled at its real size within 24 GiB of memory.
 
 The weights are random. The work has stages, such as exporting the graph and building an engine. Each stage runs in its
 own process. A stage that exceeds the memory limit is killed, and the stages that need its result are skipped.

@@ -13,14 +13,7 @@ from sd35.api.errors import PROBLEM
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import Settings
 
-_TITLES = {  # of sections, by OpenAPI tag
-    "images": "Images",
-    "jobs": "Jobs",
-    "service": "Service",
-    "OpenAI's API": "OpenAI's API",
-    "AUTOMATIC1111's API": "AUTOMATIC1111's API",
-    "Stability's API": "Stability's API",
-}
+_TAGS = ("images", "jobs", "service", "OpenAI's API", "AUTOMATIC1111's API", "Stability's API")  # a section each
 _COMMON_SHARE = 0.4  # if more than this share of the routes have a response, the page lists it only once
 _MAX_LISTED_HEADERS = 3  # only responses with an image have more
 _INTRODUCTION = """
@@ -84,16 +77,16 @@ def page() -> str:
     schemas = api["components"]["schemas"]
     operations = [
         Operation(method.upper(), path, description)
-        for tag in _TITLES
+        for tag in _TAGS
         for path, methods in api["paths"].items()
         for method, description in methods.items()
         if description["tags"] == [tag]
     ]
     common = _find_common(operations)
     sections: list[str] = []
-    for tag, title in _TITLES.items():
+    for tag in _TAGS:
         tagged = [operation for operation in operations if operation.description["tags"] == [tag]]
-        sections += [f"## {title}", _overview(tagged, common)]
+        sections += [f"## {tag[0].upper()}{tag[1:]}", _overview(tagged, common)]
         for operation in tagged:
             if _has_section(operation, common):
                 sections.append(_section(operation, _with_same_fields(operation, operations), common))

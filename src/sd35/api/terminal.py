@@ -13,7 +13,7 @@ from sd35.planning.auto import AUTO, why_standing_in
 from sd35.planning.plan import AvailableMemory, Placement
 from sd35.planning.report import size_text
 from sd35.settings import Settings
-from sd35.storage.blobs.open import MEMORY
+from sd35.storage.blobs.open import DIRECTORY, MEMORY
 from sd35.telemetry.logs import is_console, printable
 
 STOPPING = "Stopping: running images are finished first. Press Ctrl-C again to end at once."
@@ -76,14 +76,12 @@ class Terminal:
     def print_loading(self) -> None:
         """Print which models are being loaded. Also warn if other machines can reach the server without an API key."""
         if not self._needs_key and not ipaddress.ip_address(self._host).is_loopback:
-            log = structlog.get_logger()
-            log.warning(
-                "open to everyone: there are no API keys", host=self._host, remedy=_keys_add_command(self._settings)
-            )
+            command = _keys_add_command(self._settings)
+            structlog.get_logger().warning("open to everyone: there are no API keys", host=self._host, remedy=command)
             if not is_console(self._settings.log_format):  # in console format, the log line above is readable enough
                 _print(
                     f"WARNING: there are no API keys, so anyone who can reach {self._host} may use this service."
-                    f" Create a key with: {printable(_keys_add_command(self._settings))}"
+                    f" Create a key with: {printable(command)}"
                 )
         if self._is_for_people:
             _print(loading_text(self._settings))
@@ -180,7 +178,7 @@ def _memory_text(memory: PlannedMemory) -> str:
 
 def _images_text(settings: Settings) -> str:
     """Return where images are stored, and how long they are kept."""
-    place = settings.image_store or str(settings.data_dir.absolute() / "images")
+    place = settings.image_store or str(settings.data_dir.absolute() / DIRECTORY)
     if place == MEMORY:
         return _place_text(place)
     limits = [

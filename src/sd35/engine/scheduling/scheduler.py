@@ -206,8 +206,11 @@ class Scheduler(Generic[Key]):
         A client without an image is never refused here. Otherwise, a client that retries at once would take every free
         place before a client that waits for `Retry-After`.
         """
-        max_rows, slowdown = self.limits.max_rows, self._backlog.slowdown
-        if not self._is_overloaded or self._backlog.rows.total() < max_rows or slowdown < self.limits.max_slowdown:
+        max_rows = self.limits.max_rows
+        if not self._is_overloaded or self._backlog.rows.total() < max_rows:
+            return
+        slowdown = self._backlog.slowdown
+        if slowdown < self.limits.max_slowdown:
             return
         own = sum(image.item.rows for image in self._backlog.images.values() if image.item.client == item.client)
         if own and (own + item.rows) * len(self._accounts) > max_rows:

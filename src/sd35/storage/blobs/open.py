@@ -9,6 +9,7 @@ from sd35.storage.blobs.base import BlobStore
 from sd35.storage.blobs.memory import MemoryBlobStore
 
 MEMORY = "memory"
+DIRECTORY = "images"  # in the data directory, if the setting `image_store` is not set
 
 
 def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
@@ -46,7 +47,7 @@ def _default_directory(data_dir: Path) -> Path:
 
     Raises InvalidSetting if `pictures` cannot be renamed. Without the error, its images would seem to be lost.
     """
-    directory, former = data_dir / "images", data_dir / "pictures"
+    directory, former = data_dir / DIRECTORY, data_dir / "pictures"
     try:
         if former.is_dir() and not directory.exists():
             with suppress(FileNotFoundError):  # another process has just renamed it

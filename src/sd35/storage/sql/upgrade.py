@@ -36,7 +36,7 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0, *, only_create: 
             `only_create`, also if an older version created it.
     """
     if not database.path:
-        _upgrade(database, only_create)
+        _upgrade(database, only_create=only_create)
         return
     lock = FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600, fallback_to_soft=False)
     try:
@@ -55,7 +55,7 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0, *, only_create: 
     try:
         with database.read() as connection:  # the file stores this mode, so it is set before other processes use it
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        _upgrade(database, only_create)
+        _upgrade(database, only_create=only_create)
     finally:
         lock.release()
 
@@ -83,7 +83,7 @@ def config_for(connection: Connection) -> "Config":
     return config
 
 
-def _upgrade(database: SqlDatabase, only_create: bool) -> None:  # noqa: FBT001
+def _upgrade(database: SqlDatabase, *, only_create: bool) -> None:
     """Run the missing migrations, and log that. Raises StoreUnavailable like `upgrade_schema`."""
     with database.write() as connection:
         database.lock(connection, _LOCK)
